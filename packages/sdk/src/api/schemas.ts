@@ -1,0 +1,277 @@
+// Every message between the SDK, the CLI and the agent, as zod schemas; the types are inferred from
+// them. The agent checks what it is asked, the SDK checks what it is told: zod stands at both edges.
+// JSON over HTTP; times are milliseconds since the epoch or durations in milliseconds (`…Ms`), sizes
+// are bytes (`…Bytes`), amounts of memory in pages of 4,096 bytes (`…Pages`).
+
+import { z } from 'zod';
+
+/** Largest number of clones that one call may ask for. */
+export const CLONES_MAX = 256;
+
+const name = z.string().regex(/^[a-z0-9][a-z0-9._-]{0,62}$/, {
+  error: 'a name is 1 to 63 of a-z 0-9 . _ - and begins with a letter or digit',
+});
+export const imageNameSchema = name;
+const id = z.string().min(1).max(64);
+const count = z
+  .number()
+  .int({ error: `the number of clones is a whole number from 1 to ${CLONES_MAX}` })
+  .min(1, { error: `the number of clones is a whole number from 1 to ${CLONES_MAX}` })
+  .max(CLONES_MAX, { error: `the number of clones is a whole number from 1 to ${CLONES_MAX}` });
+export const cloneCountSchema = count;
+const bytes = z.number().int().nonnegative();
+const ms = z.number().nonnegative();
+
+export const acceleratorSchema = z.enum(['kvm', 'tcg']);
+export type Accelerator = z.infer<typeof acceleratorSchema>;
+
+/** What a host must have to run a snapshot. */
+export const machineSchema = z.object({
+  qemuVersion: z.string(),
+  machineType: z.string(),
+  accelerator: acceleratorSchema,
+  cpuModel: z.string(),
+  memoryBytes: bytes,
+  vcpus: z.number().int().min(1),
+});
+export type Machine = z.infer<typeof machineSchema>;
+
+/** How the pages of a snapshot's RAM came out of the freeze. */
+export const pageCountsSchema = z.object({
+  totalPages: bytes,
+  /** Anonymous in the frozen QEMU: what this VM wrote since it was cloned. */
+  privatePages: bytes,
+  /** Free in the guest's buddy allocator: zeros in every clone. */
+  freePages: bytes,
+  /** Private, and all zero. */
+  zeroPages: bytes,
+  /** Private, but equal to the last snapshot's: referenced. */
+  referencedPages: bytes,
+  /** Copied into this snapshot's own layer. */
+  storedPages: bytes,
+});
+export type PageCounts = z.infer<typeof pageCountsSchema>;
+
+export const snapshotSchema = z.object({
+  id,
+  /** Set on an image's snapshot. */
+  image: z.string().optional(),
+  /** The VM that was frozen; absent on an image's. */
+  vm: id.optional(),
+  /** The snapshot that VM was cloned from. */
+  parent: id.optional(),
+  createdAt: ms,
+  machine: machineSchema,
+  pages: pageCountsSchema,
+  layers: z.number().int(),
+  layerBytes: bytes,
+  deviceStateBytes: bytes,
+  /** Kept until deleted (a checkpoint or an image), not collected when its last clone ends. */
+  kept: z.boolean(),
+  /** Running VMs cloned from it. */
+  users: z.array(id),
+});
+export type SnapshotInfo = z.infer<typeof snapshotSchema>;
+
+/** How a VM came to its end. */
+export const endSchema = z.discriminatedUnion('how', [
+  z.object({ how: z.literal('exited'), value: z.unknown() }),
+  z.object({ how: z.literal('killed'), reason: z.string() }),
+  z.object({ how: z.literal('lost'), reason: z.string() }),
+]);
+export type End = z.infer<typeof endSchema>;
+
+/** From the call to a clone that answers, in milliseconds after the call. */
+export const cloneTimesSchema = z.object({
+  /** QEMU was at hand: from the warm pool, or started. */
+  startedMs: ms,
+  /** The device state is loaded. */
+  loadedMs: ms,
+  /** `cont`: the clone's processors run. */
+  resumedMs: ms,
+  /** Its guest side repaired its identity and answered; its programs run. */
+  answeredMs: ms,
+  /** Whether QEMU came from the warm pool. */
+  warm: z.boolean(),
+});
+export type CloneTimes = z.infer<typeof cloneTimesSchema>;
+
+export const vmSchema = z.object({
+  id,
+  image: z.string(),
+  snapshot: id,
+  /** The VM that forked it. */
+  parent: id.optional(),
+  /** First VM of the family. */
+  family: id,
+  /** 1…m within its ticket; absent for a launched VM. */
+  cloneId: z.number().int().optional(),
+  ticket: id.optional(),
+  state: z.enum(['starting', 'running', 'frozen', 'ended']),
+  pid: z.number().int().optional(),
+  startedAt: ms,
+  endedAt: ms.optional(),
+  end: endSchema.optional(),
+  machine: machineSchema,
+  times: cloneTimesSchema.optional(),
+});
+export type VmInfo = z.infer<typeof vmSchema>;
+
+/** The parent's side of a freeze, in milliseconds. */
+export const freezeTimesSchema = z.object({
+  /** From the call until the guest side said that it is quiet. */
+  prepareMs: ms,
+  /** From `stop` to `cont`: what the parent's users feel. */
+  pauseMs: ms,
+  /** Parts of the pause, by name. */
+  parts: z.record(z.string(), ms),
+});
+export type FreezeTimes = z.infer<typeof freezeTimesSchema>;
+
+/** What became of one slot of a ticket. */
+export const slotSchema = z.discriminatedUnion('status', [
+  z.object({ cloneId: z.number().int(), vm: id.optional(), status: z.literal('running') }),
+  z.object({ cloneId: z.number().int(), vm: id.optional(), status: z.literal('exited'), value: z.unknown() }),
+  z.object({ cloneId: z.number().int(), vm: id.optional(), status: z.literal('lost'), reason: z.string() }),
+]);
+export type Slot = z.infer<typeof slotSchema>;
+
+/** Room for `clones` ≤ `asked` clones. */
+export const ticketSchema = z.object({
+  id,
+  vm: id.optional(),
+  asked: z.number().int(),
+  clones: z.number().int(),
+  /** Why fewer than asked. */
+  reason: z.string().optional(),
+  used: z.boolean(),
+});
+export type TicketInfo = z.infer<typeof ticketSchema>;
+
+export const forkResultSchema = z.object({
+  ticket: ticketSchema,
+  snapshot: snapshotSchema,
+  freeze: freezeTimesSchema.optional(),
+  /** One per clone of the ticket, settled: a VM that answers, or the error. */
+  clones: z.array(
+    z.discriminatedUnion('status', [
+      z.object({ status: z.literal('fulfilled'), cloneId: z.number().int(), vm: vmSchema }),
+      z.object({ status: z.literal('rejected'), cloneId: z.number().int(), error: z.unknown() }),
+    ]),
+  ),
+});
+export type ForkResult = z.infer<typeof forkResultSchema>;
+
+export const launchRequestSchema = z.strictObject({ image: imageNameSchema });
+export const forkRequestSchema = z.strictObject({ clones: count });
+export const createClonesRequestSchema = z.strictObject({ clones: count });
+export const joinRequestSchema = z.strictObject({ timeoutMs: ms.optional() });
+export const joinResultSchema = z.object({ slots: z.array(slotSchema) });
+export const checkpointResultSchema = z.object({ snapshot: snapshotSchema, freeze: freezeTimesSchema });
+export type CheckpointResult = z.infer<typeof checkpointResultSchema>;
+
+export const buildRequestSchema = z.strictObject({
+  name: imageNameSchema,
+  /** Absolute path of the image's file on this host. */
+  file: z.string().startsWith('/'),
+  /** Overrides of the file. */
+  memory: z.string().optional(),
+  /** Build even when nothing changed. */
+  force: z.boolean().optional(),
+});
+/** Sent while an image is built, as server-sent events named `progress`; then `done` or `error`. */
+export const buildProgressSchema = z.object({
+  step: z.string(),
+  message: z.string(),
+  elapsedMs: ms,
+});
+export type BuildProgress = z.infer<typeof buildProgressSchema>;
+export const imageSchema = z.object({
+  name: z.string(),
+  snapshot: id,
+  builtAt: ms,
+  kernel: z.string(),
+  machine: machineSchema,
+  /** RAM layer and disk together, on disk. */
+  storedBytes: bytes,
+});
+export type ImageInfo = z.infer<typeof imageSchema>;
+export const buildResultSchema = z.object({ image: imageSchema, unchanged: z.boolean() });
+export type BuildResult = z.infer<typeof buildResultSchema>;
+
+export const execRequestSchema = z.strictObject({
+  command: z.array(z.string().max(131_072)).min(1).max(1024),
+  cwd: z.string().optional(),
+  env: z.record(z.string(), z.string()).optional(),
+  /** Keep standard input open for `…/stdin`; without it the command reads an empty input. */
+  stdin: z.boolean().optional(),
+});
+export type ExecRequest = z.infer<typeof execRequestSchema>;
+export const signalRequestSchema = z.strictObject({ signal: z.number().int().min(1).max(64) });
+/** Server-sent events of a command: `started`, `stdout` and `stderr` (base64), `exit`, `error`. */
+export const execStartedSchema = z.object({ exec: z.number().int(), pid: z.number().int() });
+export const execExitSchema = z.object({
+  code: z.number().int().nullable(),
+  signal: z.number().int().nullable(),
+});
+export type ExecExit = z.infer<typeof execExitSchema>;
+
+/** Memory and pages of one VM. */
+export const vmStatsSchema = z.object({
+  vm: id,
+  /** Proportional set size of the whole QEMU process. */
+  pssBytes: bytes,
+  /** The same of the RAM mapping alone. */
+  ramPssBytes: bytes,
+  /** Pages of the RAM mapping that this VM touched. */
+  touchedPages: bytes,
+  /** Of these its own (written). */
+  privatePages: bytes,
+  /** Of these shared with siblings through the page cache. */
+  sharedPages: bytes,
+  /** Free in the guest when its snapshot was taken: never fetched. */
+  freePages: bytes,
+  cpuMs: ms,
+});
+export type VmStats = z.infer<typeof vmStatsSchema>;
+
+/** What the pager served, per object. Latency buckets are powers of two of a microsecond. */
+export const pagerObjectStatsSchema = z.object({
+  snapshot: id,
+  object: z.string(),
+  reads: bytes,
+  zeroPages: bytes,
+  localPages: bytes,
+  refusedReads: bytes,
+  storedPages: bytes,
+});
+export type PagerObjectStats = z.infer<typeof pagerObjectStatsSchema>;
+export const hostStatsSchema = z.object({
+  memory: z.object({
+    totalBytes: bytes,
+    availableBytes: bytes,
+    /** What all VMs may still grow by. */
+    promisedBytes: bytes,
+    /** What is left for new VMs. */
+    roomBytes: bytes,
+    layersBytes: bytes,
+    layersBytesMax: bytes,
+  }),
+  pool: z.object({ size: z.number().int(), ready: z.number().int(), pssBytes: bytes }),
+  pager: z.object({
+    pid: z.number().int(),
+    objects: z.array(pagerObjectStatsSchema),
+    latencyUsBuckets: z.array(bytes),
+  }),
+});
+export type HostStats = z.infer<typeof hostStatsSchema>;
+
+export const hostInfoSchema = z.object({
+  version: z.string(),
+  pid: z.number().int(),
+  startedAt: ms,
+  stateFolder: z.string(),
+  qemu: z.object({ path: z.string(), version: z.string(), accelerator: acceleratorSchema }),
+  vms: z.number().int(),
+});
+export type HostInfo = z.infer<typeof hostInfoSchema>;
