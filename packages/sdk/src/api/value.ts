@@ -7,21 +7,24 @@ import { VALUE_BYTES_MAX } from './port.js';
 
 const packr = new Packr({ useRecords: false, moreTypes: false, mapsAsObjects: true });
 
-/** @throws SnowforkError SF_VALUE_TOO_LARGE above VALUE_BYTES_MAX; SF_BAD_REQUEST when it has no MessagePack form. */
-export function encodeValue(value: unknown): Buffer {
+/**
+ * `bytesMax` is MESSAGE_BYTES_MAX for what goes around a value.
+ * @throws SnowforkError SF_VALUE_TOO_LARGE above it; SF_BAD_REQUEST when it has no MessagePack form.
+ */
+export function encodeValue(value: unknown, bytesMax = VALUE_BYTES_MAX): Buffer {
   let encoded: Buffer;
   try {
     encoded = packr.pack(value);
   } catch (cause) {
     throw new SnowforkError('SF_BAD_REQUEST', 'the value has no MessagePack form', { cause });
   }
-  assertValueSize(encoded.length);
+  assertValueSize(encoded.length, bytesMax);
   return encoded;
 }
 
 /** @throws SnowforkError SF_BAD_REQUEST when the bytes are no MessagePack. */
-export function decodeValue(encoded: Uint8Array): unknown {
-  assertValueSize(encoded.length);
+export function decodeValue(encoded: Uint8Array, bytesMax = VALUE_BYTES_MAX): unknown {
+  assertValueSize(encoded.length, bytesMax);
   try {
     return packr.unpack(encoded);
   } catch (cause) {
@@ -29,11 +32,11 @@ export function decodeValue(encoded: Uint8Array): unknown {
   }
 }
 
-function assertValueSize(sizeBytes: number): void {
-  if (sizeBytes <= VALUE_BYTES_MAX) return;
+function assertValueSize(sizeBytes: number, bytesMax: number): void {
+  if (sizeBytes <= bytesMax) return;
   throw new SnowforkError(
     'SF_VALUE_TOO_LARGE',
-    `the value takes ${sizeBytes} bytes as MessagePack, at most ${VALUE_BYTES_MAX} are allowed`,
+    `the value takes ${sizeBytes} bytes as MessagePack, at most ${bytesMax} are allowed`,
   );
 }
 

@@ -1,0 +1,53 @@
+// The output of something that never stops talking: the last bytes are kept, listeners get the rest
+// as it comes. Bounded by bytes, so a guest that floods its console costs no more than one that is
+// quiet. Consoles and logs of VMs are feeds.
+
+import type { ByteFeed } from '../api/service.js';
+
+type Listener = (chunk: Buffer | undefined) => void;
+
+export class RingFeed implements ByteFeed {
+  readonly #bytesMax: number;
+  readonly #listeners = new Set<Listener>();
+  #chunks: Buffer[] = [];
+  #bytes = 0;
+  #ended = false;
+
+  constructor(bytesMax: number) {
+    this.#bytesMax = bytesMax;
+  }
+
+  get history(): Buffer {
+    return Buffer.concat(this.#chunks).subarray(-this.#bytesMax);
+  }
+
+  subscribe(listener: Listener): () => void {
+    if (this.#ended) listener(undefined);
+    else this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  push(chunk: Buffer): void {
+    if (this.#ended || chunk.length === 0) return;
+    this.#chunks.push(chunk);
+    this.#bytes += chunk.length;
+    while (this.#chunks.length > 1 && this.#bytes - this.#chunks[0]!.length >= this.#bytesMax) {
+      this.#bytes -= this.#chunks.shift()!.length;
+    }
+    if (this.#chunks.length > CHUNKS_MAX) {
+      this.#chunks = [this.history];
+      this.#bytes = this.#chunks[0]!.length;
+    }
+    for (const listener of this.#listeners) listener(chunk);
+  }
+
+  end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    for (const listener of this.#listeners) listener(undefined);
+    this.#listeners.clear();
+  }
+}
+
+/** Many tiny chunks are put together, so that the overhead per chunk is bounded too. */
+const CHUNKS_MAX = 1024;

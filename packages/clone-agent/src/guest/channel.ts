@@ -1,0 +1,374 @@
+// The agent's end of one guest's port: the handshake around a freeze, the requests of the guest's
+// programs, and the commands that the host runs there. It decides nothing: requests go to the owner's
+// handlers. A guest that breaks the protocol loses its channel and harms nobody else.
+
+import net from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
+import {
+  decodeLines,
+  decodeValue,
+  type ExecRequest,
+  encodeFrame,
+  encodeLines,
+  encodeMessage,
+  encodeValue,
+  type Frame,
+  FrameError,
+  FrameReader,
+  FrameType,
+  type GuestMethod,
+  guestRequestSchema,
+  MESSAGE_BYTES_MAX,
+  MessageAssembler,
+  SnowforkError,
+} from '@snowfork/sdk/api';
+import { encodeExec, GuestExec, withResolvers } from './exec.js';
+
+/** Requests of one guest that may wait for their answer. */
+export const REQUESTS_PENDING_MAX = 256;
+/** Commands of one guest that may run at a time. */
+export const EXECS_MAX = 256;
+/** A guest that takes longer to become quiet, or to come back, is not ready. */
+export const HANDSHAKE_TIMEOUT_MS = 10_000;
+
+/** A program's request that waits for its answer; copied, unanswered, into every clone. */
+export interface PendingRequest {
+  readonly stream: number;
+  readonly id: number;
+  readonly method: GuestMethod;
+}
+
+export interface ChannelHandlers {
+  /** The guest's own word that it is ready: after its boot, or when its side was started anew. */
+  hello(facts: Map<string, string>): void;
+  /** A program asks; the answer goes through `respond`. */
+  request(request: PendingRequest, params: unknown): void;
+  /** The connection of a program ended. */
+  closed(stream: number): void;
+  /** Output of a command that this VM inherited, or words about the channel itself. */
+  log(bytes: Buffer): void;
+  /** The channel is of no more use. */
+  lost(reason: string): void;
+}
+
+export interface ResumeFacts {
+  readonly fork: string;
+  readonly role: 'parent' | 'clone' | 'failed';
+  readonly id: number;
+  readonly hostname: string;
+  readonly entropy: Buffer;
+}
+
+type Handshake = { readonly type: 'prepared' | 'resumed'; readonly fork: string } & ReturnType<
+  typeof withResolvers<void>
+>;
+
+export class GuestChannel {
+  readonly #socket: net.Socket;
+  readonly #handlers: ChannelHandlers;
+  readonly #reader = new FrameReader();
+  readonly #assembler = new MessageAssembler();
+  readonly #execs = new Map<number, GuestExec>();
+  readonly #pending = new Map<string, PendingRequest>();
+  #nextExec = 1;
+  #handshake: Handshake | undefined;
+  /** What must not be sent between PREPARE and RESUME; undefined when the port is open. */
+  #held: Buffer[] | undefined;
+  #lost: string | undefined;
+
+  private constructor(socket: net.Socket, handlers: ChannelHandlers, frozen: boolean) {
+    this.#socket = socket;
+    this.#handlers = handlers;
+    this.#held = frozen ? [] : undefined;
+    socket.on('data', (chunk) => this.#receive(chunk));
+    socket.on('close', () => this.#lose('the port was closed'));
+    socket.on('error', () => {});
+  }
+
+  /**
+   * Connects to the port of a QEMU that listens already. `frozen`: the guest is a clone whose port
+   * begins with RESUME.
+   */
+  static async connect(
+    path: string,
+    handlers: ChannelHandlers,
+    options: { frozen: boolean },
+  ): Promise<GuestChannel> {
+    const socket = net.connect(path);
+    const connected = withResolvers<void>();
+    socket.once('connect', connected.resolve);
+    socket.once('error', connected.reject);
+    await connected.promise;
+    return new GuestChannel(socket, handlers, options.frozen);
+  }
+
+  get usable(): boolean {
+    return this.#lost === undefined;
+  }
+
+  /** The requests that a freeze would copy into clones. */
+  pendingRequests(): PendingRequest[] {
+    return [...this.#pending.values()];
+  }
+
+  /**
+   * Asks the guest to become quiet; from then until `resume` nothing is sent or received.
+   * @throws SnowforkError SF_GUEST_NOT_READY when it does not answer in time.
+   */
+  async prepare(fork: string, signal: AbortSignal): Promise<void> {
+    this.#assertUsable();
+    this.#held = [];
+    try {
+      await this.#shake('prepared', fork, signal, encodeFrame(FrameType.prepare, 0, encodeLines({ fork })));
+    } catch (error) {
+      // It may have become quiet all the same: tell it that nothing came of it.
+      this.#write(encodeResume({ fork, role: 'failed', id: 0, hostname: '', entropy: Buffer.alloc(0) }));
+      this.#release();
+      throw error;
+    }
+  }
+
+  /**
+   * Ends the quiet: the guest repairs its identity and answers. `first` goes out in the same breath
+   * and reaches programs only after the repair.
+   * @throws SnowforkError SF_CLONE_FAILED when the repair failed, SF_GUEST_NOT_READY without answer.
+   */
+  async resume(facts: ResumeFacts, signal: AbortSignal, first: Buffer[] = []): Promise<void> {
+    this.#assertUsable();
+    const frames = Buffer.concat([encodeResume(facts), ...first]);
+    await this.#shake('resumed', facts.fork, signal, frames);
+    this.#release();
+  }
+
+  /** Answers a program. In a clone that has not resumed yet, use `encodeResponse` with `resume`. */
+  respond(request: PendingRequest, answer: { result: unknown } | { error: SnowforkError }): void {
+    if (!this.#pending.delete(requestKey(request))) return;
+    this.#send(encodeResponse(request, answer));
+  }
+
+  /** Runs a command. @throws SnowforkError SF_GUEST_NOT_READY, SF_BAD_REQUEST. */
+  async exec(request: ExecRequest, signal: AbortSignal): Promise<GuestExec> {
+    this.#assertUsable();
+    if (this.#execs.size >= EXECS_MAX) {
+      throw new SnowforkError('SF_BAD_REQUEST', `${EXECS_MAX} commands run in this VM already`);
+    }
+    const exec = new GuestExec(this.#nextExec++, (frame) => this.#send(frame));
+    const frame = encodeExec(exec.exec, request);
+    this.#execs.set(exec.exec, exec);
+    signal.addEventListener('abort', () => exec.signal(SIGKILL), { once: true });
+    this.#send(frame);
+    if (request.stdin !== true) exec.closeStdin();
+    await exec.started();
+    return exec;
+  }
+
+  session(exec: number): GuestExec | undefined {
+    return this.#execs.get(exec);
+  }
+
+  close(): void {
+    this.#lose('the VM has ended');
+    this.#socket.destroy();
+  }
+
+  async #shake(
+    type: Handshake['type'],
+    fork: string,
+    signal: AbortSignal,
+    frame: Buffer,
+  ): Promise<void> {
+    const handshake = { type, fork, ...withResolvers<void>() };
+    handshake.promise.catch(() => {});
+    this.#handshake = handshake;
+    const deadline = new AbortController();
+    try {
+      this.#write(frame);
+      await Promise.race([
+        handshake.promise,
+        delay(HANDSHAKE_TIMEOUT_MS, undefined, { signal: deadline.signal, ref: false }).then(() => {
+          const what = type === 'prepared' ? 'become quiet' : 'come back';
+          const message = `the guest did not ${what} within ${HANDSHAKE_TIMEOUT_MS} ms`;
+          throw new SnowforkError('SF_GUEST_NOT_READY', `${message}; see \`sf console\``);
+        }),
+        aborted(signal, deadline.signal),
+      ]);
+    } finally {
+      deadline.abort();
+      this.#handshake = undefined;
+    }
+  }
+
+  #receive(chunk: Buffer): void {
+    if (this.#lost !== undefined) return;
+    try {
+      for (const frame of this.#reader.push(chunk)) this.#take(frame);
+    } catch (error) {
+      if (!(error instanceof FrameError)) throw error;
+      this.#lose(`the guest broke the protocol: ${error.message}`);
+      this.#socket.destroy();
+    }
+  }
+
+  #take(frame: Frame): void {
+    switch (frame.type) {
+      case FrameType.hello:
+        this.#restart();
+        this.#handlers.hello(decodeLines(frame.payload));
+        return;
+      case FrameType.prepared:
+      case FrameType.resumed:
+        this.#takeHandshake(frame);
+        return;
+      case FrameType.request:
+        this.#takeRequest(frame);
+        return;
+      case FrameType.closed:
+        this.#assembler.drop(frame.stream);
+        for (const [key, request] of this.#pending) {
+          if (request.stream === frame.stream) this.#pending.delete(key);
+        }
+        this.#handlers.closed(frame.stream);
+        return;
+      case FrameType.ping:
+        this.#send(encodeFrame(FrameType.pong, 0, frame.payload));
+        return;
+      case FrameType.pong:
+        return;
+      case FrameType.started:
+      case FrameType.stdout:
+      case FrameType.stderr:
+      case FrameType.exit:
+      case FrameType.credit:
+        this.#takeExec(frame);
+        return;
+      default:
+        throw new FrameError(`frame type ${frame.type} is not for the agent`);
+    }
+  }
+
+  #takeHandshake(frame: Frame): void {
+    const facts = decodeLines(frame.payload);
+    const type = frame.type === FrameType.prepared ? 'prepared' : 'resumed';
+    const handshake = this.#handshake;
+    // An answer that comes after its deadline concerns nobody any more.
+    if (handshake?.type !== type || handshake.fork !== facts.get('fork')) return;
+    const error = facts.get('error');
+    if (error === undefined) handshake.resolve();
+    else handshake.reject(new SnowforkError('SF_CLONE_FAILED', `identity repair failed: ${error}`));
+  }
+
+  #takeRequest(frame: Frame): void {
+    const message = this.#assembler.push(frame);
+    if (message === undefined) return;
+    const parsed = guestRequestSchema.safeParse(decodeOrUndefined(message));
+    if (!parsed.success) throw new FrameError('a request is not of the form agreed');
+    const { id, method, params } = parsed.data;
+    const request: PendingRequest = { stream: frame.stream, id, method };
+    if (this.#pending.size >= REQUESTS_PENDING_MAX) {
+      const error = new SnowforkError('SF_BAD_REQUEST', 'too many requests wait for their answer');
+      this.#send(encodeResponse(request, { error }));
+      return;
+    }
+    this.#pending.set(requestKey(request), request);
+    this.#handlers.request(request, params);
+  }
+
+  #takeExec(frame: Frame): void {
+    const exec = this.#execs.get(frame.stream);
+    if (exec !== undefined) {
+      exec.take(frame);
+      if (exec.ended) this.#execs.delete(frame.stream);
+    } else if (frame.type === FrameType.stdout || frame.type === FrameType.stderr) {
+      this.#handlers.log(frame.payload);
+      const bytes = frame.payload.length;
+      this.#send(encodeFrame(FrameType.credit, frame.stream, encodeLines({ bytes })));
+    }
+  }
+
+  /** The guest side was started anew: what it knew of commands and requests is gone. */
+  #restart(): void {
+    const failure = new SnowforkError('SF_GUEST_NOT_READY', 'the guest side was started anew');
+    for (const exec of this.#execs.values()) exec.fail(failure);
+    this.#execs.clear();
+    this.#pending.clear();
+    this.#handshake?.reject(failure);
+  }
+
+  #send(frame: Buffer): void {
+    if (this.#held === undefined) this.#write(frame);
+    else if (this.#held.length < HELD_FRAMES_MAX) this.#held.push(frame);
+    else this.#lose('too much was sent to a frozen guest');
+  }
+
+  #write(frame: Buffer): void {
+    if (this.#lost === undefined) this.#socket.write(frame);
+  }
+
+  #release(): void {
+    const held = this.#held ?? [];
+    this.#held = undefined;
+    for (const frame of held) this.#write(frame);
+  }
+
+  #lose(reason: string): void {
+    if (this.#lost !== undefined) return;
+    this.#lost = reason;
+    const failure = new SnowforkError('SF_VM_GONE', reason);
+    for (const exec of this.#execs.values()) exec.fail(failure);
+    this.#execs.clear();
+    this.#pending.clear();
+    this.#handshake?.reject(failure);
+    this.#handlers.lost(reason);
+  }
+
+  #assertUsable(): void {
+    if (this.#lost !== undefined) {
+      throw new SnowforkError('SF_GUEST_NOT_READY', `the guest side is gone: ${this.#lost}`);
+    }
+    if (this.#handshake !== undefined) {
+      throw new SnowforkError('SF_GUEST_NOT_READY', 'the guest is being frozen');
+    }
+  }
+}
+
+const SIGKILL = 9;
+const HELD_FRAMES_MAX = 4096;
+
+/** A RESPONSE frame (or several). */
+export function encodeResponse(
+  request: PendingRequest,
+  answer: { result: unknown } | { error: SnowforkError },
+): Buffer {
+  const body = 'error' in answer ? { error: answer.error.toJSON() } : answer;
+  const payload = encodeValue({ id: request.id, ...body }, MESSAGE_BYTES_MAX);
+  return encodeMessage(FrameType.response, request.stream, payload);
+}
+
+function encodeResume(facts: ResumeFacts): Buffer {
+  const { fork, role, id, hostname } = facts;
+  const time = String(BigInt(Date.now()) * 1_000_000n);
+  const entropy = facts.entropy.toString('hex');
+  return encodeFrame(FrameType.resume, 0, encodeLines({ fork, role, id, time, entropy, hostname }));
+}
+
+function requestKey(request: PendingRequest): string {
+  return `${request.stream}:${request.id}`;
+}
+
+function decodeOrUndefined(message: Buffer): unknown {
+  try {
+    return decodeValue(message, MESSAGE_BYTES_MAX);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Rejects when `signal` aborts; never settles otherwise. `until` removes the listener. */
+function aborted(signal: AbortSignal, until: AbortSignal): Promise<never> {
+  const { promise, reject } = withResolvers<never>();
+  const onAbort = () => reject(new SnowforkError('SF_ABORTED', 'the caller gave up'));
+  if (signal.aborted) onAbort();
+  else signal.addEventListener('abort', onAbort, { once: true, signal: until });
+  promise.catch(() => {});
+  return promise;
+}

@@ -1,0 +1,49 @@
+// The agent's settings: `settings.json` in the state folder over these defaults. Every bound that an
+// owner of a host may want to move is here, and nothing else is.
+
+import fs from 'node:fs';
+import os from 'node:os';
+import { acceleratorSchema, SnowforkError } from '@snowfork/sdk/api';
+import { z } from 'zod';
+
+const MiB = 1024 * 1024;
+
+const settingsSchema = z.strictObject({
+  /** QEMUs kept started for the next fork; each costs about 20 MiB. */
+  warmPoolSize: z.number().int().min(0).max(256).default(8),
+  /** Size of the tmpfs that holds layers; half of RAM by default. */
+  layersBytesMax: z
+    .number()
+    .int()
+    .min(16 * MiB)
+    .default(Math.floor(os.totalmem() / 2 / MiB) * MiB),
+  /** RAM that VMs are never promised. */
+  reservedBytes: z
+    .number()
+    .int()
+    .nonnegative()
+    .default(Math.max(256 * MiB, Math.floor(os.totalmem() * 0.05))),
+  /** Forces the accelerator that the probe would find. */
+  accelerator: acceleratorSchema.optional(),
+  /** VMs of this host, running at a time. */
+  vmsMax: z.number().int().min(1).max(4096).default(1024),
+});
+
+export type Settings = z.infer<typeof settingsSchema>;
+
+/** @throws SnowforkError SF_BAD_REQUEST that names the file and the key. */
+export function readSettings(file: string, environment: NodeJS.ProcessEnv): Settings {
+  let stored: unknown = {};
+  if (fs.existsSync(file)) {
+    try {
+      stored = JSON.parse(fs.readFileSync(file, 'utf8'));
+    } catch (cause) {
+      throw new SnowforkError('SF_BAD_REQUEST', `${file} is no JSON`, { cause });
+    }
+  }
+  const forced = environment.SNOWFORK_ACCEL;
+  const merged = forced ? { ...(stored as object), accelerator: forced } : stored;
+  const parsed = settingsSchema.safeParse(merged);
+  if (parsed.success) return parsed.data;
+  throw new SnowforkError('SF_BAD_REQUEST', `${file}: ${z.prettifyError(parsed.error)}`);
+}

@@ -1,0 +1,378 @@
+// Every snapshot of this host and the layers they stand on: makes them, says who needs them, and
+// collects what nobody needs. It owns `run/snapshots`, `run/layers` and their persistent twins; the
+// pager reads those folders and is told when one is complete or gone. Knows nothing of QEMU.
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { decodePageMap, encodePageMap, PAGE_BYTES, type PageMap } from '@snowfork/memserver';
+import {
+  type Machine,
+  machineSchema,
+  type PageCounts,
+  pageCountsSchema,
+  type SnapshotInfo,
+  SnowforkError,
+} from '@snowfork/sdk/api';
+import { z } from 'zod';
+import type { StateFolder } from './state-folder.js';
+
+const ownObjectSchema = z.object({
+  name: z.string(),
+  sizeBytes: z.number().int(),
+  map: z.string(),
+  layers: z.array(z.string()),
+});
+const inheritedObjectSchema = z.object({
+  name: z.string(),
+  sizeBytes: z.number().int(),
+  /** `<snapshot>/<object>`: unchanged since that snapshot. */
+  from: z.string(),
+});
+const pendingRequestSchema = z.object({ stream: z.number(), id: z.number(), method: z.string() });
+
+const snapshotFileSchema = z.object({
+  version: z.literal(1),
+  /** The content is not there yet: a freeze is going on. */
+  pending: z.literal(true).optional(),
+  number: z.number().int(),
+  id: z.string(),
+  image: z.string().optional(),
+  vm: z.string().optional(),
+  parent: z.string().optional(),
+  createdAt: z.number(),
+  kept: z.boolean(),
+  machine: machineSchema,
+  pages: pageCountsSchema,
+  layerBytes: z.number(),
+  deviceStateBytes: z.number(),
+  objects: z.array(z.union([ownObjectSchema, inheritedObjectSchema])),
+  /** Requests of the guest's programs that were under way; clones answer them. */
+  guest: z.object({
+    caller: pendingRequestSchema.optional(),
+    pending: z.array(pendingRequestSchema),
+  }),
+});
+export type SnapshotFile = z.infer<typeof snapshotFileSchema>;
+export type OwnObject = z.infer<typeof ownObjectSchema>;
+
+export interface Snapshot {
+  file: SnapshotFile;
+  readonly folder: string;
+  /** Belongs to an image: lies on disk and outlives the agent. */
+  readonly persistent: boolean;
+  /** VMs whose RAM is mapped from it. */
+  readonly users: Set<string>;
+  /** Why it is needed besides: an unused ticket, the newest of a VM that goes on. */
+  readonly holders: Set<string>;
+  map: PageMap | undefined;
+}
+
+/** What a freeze found, to complete a snapshot that was begun. */
+export interface FrozenMemory {
+  readonly map: PageMap;
+  readonly layers: string[];
+  readonly pages: PageCounts;
+  readonly layerBytes: number;
+  readonly deviceStateBytes: number;
+  readonly guest: SnapshotFile['guest'];
+}
+
+export interface SnapshotStoreEvents {
+  /** The pager may serve it now. */
+  ready(snapshot: string): Promise<void>;
+  /** The pager must forget it. */
+  dropped(snapshot: string): void;
+  changed(snapshot: string): void;
+}
+
+const NO_PAGES: PageCounts = {
+  totalPages: 0,
+  privatePages: 0,
+  freePages: 0,
+  zeroPages: 0,
+  referencedPages: 0,
+  storedPages: 0,
+};
+
+export class SnapshotStore {
+  readonly #state: StateFolder;
+  readonly #events: SnapshotStoreEvents;
+  readonly #snapshots = new Map<string, Snapshot>();
+  #nextSnapshot = 1;
+  #nextLayer = 1;
+
+  constructor(state: StateFolder, events: SnapshotStoreEvents) {
+    this.#state = state;
+    this.#events = events;
+  }
+
+  /** Takes over the snapshots of images; those that no image names were half-made and go. */
+  load(named: ReadonlySet<string>): void {
+    for (const id of fs.readdirSync(this.#state.imageSnapshots)) {
+      const folder = path.join(this.#state.imageSnapshots, id);
+      if (!named.has(id)) {
+        fs.rmSync(folder, { recursive: true, force: true });
+        continue;
+      }
+      const json = JSON.parse(fs.readFileSync(path.join(folder, 'snapshot.json'), 'utf8'));
+      const file = snapshotFileSchema.parse(json);
+      fs.symlinkSync(folder, path.join(this.#state.runSnapshots, id));
+      this.#snapshots.set(id, newSnapshot(file, folder, true));
+      this.#nextSnapshot = Math.max(this.#nextSnapshot, file.number + 1);
+    }
+    const needed = this.#neededLayers();
+    for (const id of fs.readdirSync(this.#state.imageLayers)) {
+      const file = path.join(this.#state.imageLayers, id);
+      if (needed.has(id)) fs.symlinkSync(file, path.join(this.#state.runLayers, id));
+      else fs.rmSync(file, { force: true });
+      this.#nextLayer = Math.max(this.#nextLayer, Number(id.slice(1)) + 1 || 0);
+    }
+  }
+
+  /**
+   * Makes a snapshot whose objects have their sizes and no content yet, so that QEMUs can be pointed
+   * at it while the freeze goes on.
+   */
+  begin(of: {
+    machine: Machine;
+    image?: string | undefined;
+    vm?: string | undefined;
+    parent?: string | undefined;
+    kept: boolean;
+    persistent: boolean;
+    objects: SnapshotFile['objects'];
+  }): Snapshot {
+    const number = this.#nextSnapshot++;
+    const id = `s${number}`;
+    const file: SnapshotFile = {
+      version: 1,
+      pending: true,
+      number,
+      id,
+      ...(of.image === undefined ? {} : { image: of.image }),
+      ...(of.vm === undefined ? {} : { vm: of.vm }),
+      ...(of.parent === undefined ? {} : { parent: of.parent }),
+      createdAt: Date.now(),
+      kept: of.kept,
+      machine: of.machine,
+      pages: NO_PAGES,
+      layerBytes: 0,
+      deviceStateBytes: 0,
+      objects: of.objects,
+      guest: { pending: [] },
+    };
+    const folder = this.#makeFolder(id, of.persistent);
+    const snapshot = newSnapshot(file, folder, of.persistent);
+    writeSnapshotFile(snapshot);
+    this.#snapshots.set(id, snapshot);
+    return snapshot;
+  }
+
+  /** A name and a path for a layer that is about to be written. */
+  newLayer(persistent: boolean): { id: string; path: string } {
+    const id = `l${this.#nextLayer++}`;
+    const inRun = path.join(this.#state.runLayers, id);
+    if (!persistent) return { id, path: inRun };
+    const onDisk = path.join(this.#state.imageLayers, id);
+    fs.symlinkSync(onDisk, inRun);
+    return { id, path: onDisk };
+  }
+
+  layerPath(id: string): string {
+    return path.join(this.#state.runLayers, id);
+  }
+
+  /** The snapshot has its content now; whoever waits for a page of it gets it. */
+  async complete(snapshot: Snapshot, frozen: FrozenMemory): Promise<void> {
+    const ram = ramObject(snapshot);
+    const { pending: _, ...file } = snapshot.file;
+    snapshot.map = frozen.map;
+    snapshot.file = {
+      ...file,
+      pages: frozen.pages,
+      layerBytes: frozen.layerBytes,
+      deviceStateBytes: frozen.deviceStateBytes,
+      guest: frozen.guest,
+      objects: file.objects.map((object) =>
+        object.name === ram.name ? { ...ram, layers: frozen.layers } : object,
+      ),
+    };
+    fs.writeFileSync(path.join(snapshot.folder, ram.map), encodePageMap(frozen.map));
+    writeSnapshotFile(snapshot);
+    await this.#events.ready(snapshot.file.id);
+    this.#events.changed(snapshot.file.id);
+  }
+
+  /** Adds an object that is whole already, such as a disk: the file becomes its one layer. */
+  addWholeObject(name: string, filePath: string): OwnObject {
+    const layer = this.newLayer(true);
+    fs.copyFileSync(filePath, layer.path, fs.constants.COPYFILE_FICLONE);
+    const { size } = fs.statSync(layer.path);
+    const sizeBytes = Math.ceil(size / PAGE_BYTES) * PAGE_BYTES;
+    fs.truncateSync(layer.path, sizeBytes);
+    return { name, sizeBytes, map: `${name}.map`, layers: [layer.id] };
+  }
+
+  /** Undoes `begin` after a freeze that failed. */
+  abandon(snapshot: Snapshot): void {
+    this.#delete(snapshot);
+  }
+
+  /** @throws SnowforkError SF_SNAPSHOT_NOT_FOUND. */
+  get(id: string): Snapshot {
+    const snapshot = this.#snapshots.get(id);
+    if (snapshot !== undefined && snapshot.file.pending === undefined) return snapshot;
+    throw new SnowforkError(
+      'SF_SNAPSHOT_NOT_FOUND',
+      `there is no snapshot ${id}: \`sf snapshot ls\` lists those that are kept`,
+    );
+  }
+
+  list(): SnapshotInfo[] {
+    const complete = [...this.#snapshots.values()].filter(({ file }) => file.pending === undefined);
+    return complete.map((snapshot) => this.info(snapshot));
+  }
+
+  info(snapshot: Snapshot): SnapshotInfo {
+    const { id, image, vm, parent, createdAt, machine, pages, kept } = snapshot.file;
+    const { layerBytes, deviceStateBytes } = snapshot.file;
+    return {
+      id,
+      ...(image === undefined ? {} : { image }),
+      ...(vm === undefined ? {} : { vm }),
+      ...(parent === undefined ? {} : { parent }),
+      createdAt,
+      machine,
+      pages,
+      kept,
+      layers: ramObject(snapshot).layers.length,
+      layerBytes,
+      deviceStateBytes,
+      users: [...snapshot.users],
+    };
+  }
+
+  pageMap(snapshot: Snapshot): PageMap {
+    const file = path.join(snapshot.folder, ramObject(snapshot).map);
+    snapshot.map ??= decodePageMap(fs.readFileSync(file));
+    return snapshot.map;
+  }
+
+  /** The page map and the layers' paths of a snapshot's RAM. */
+  memory(snapshot: Snapshot): { map: PageMap; layers: { id: string; path: string }[] } {
+    const layers = ramObject(snapshot).layers.map((id) => ({ id, path: this.layerPath(id) }));
+    return { map: this.pageMap(snapshot), layers };
+  }
+
+  deviceState(snapshot: Snapshot): string {
+    return path.join(snapshot.folder, 'device');
+  }
+
+  /**
+   * Deletes a kept snapshot.
+   * @throws SnowforkError SF_SNAPSHOT_IN_USE, naming the users; SF_SNAPSHOT_NOT_FOUND.
+   */
+  remove(id: string): void {
+    const snapshot = this.get(id);
+    if (snapshot.file.image !== undefined && snapshot.file.kept) {
+      throw new SnowforkError(
+        'SF_SNAPSHOT_IN_USE',
+        `${id} is the image ${snapshot.file.image}: \`sf image rm ${snapshot.file.image}\` removes it`,
+        { details: { image: snapshot.file.image } },
+      );
+    }
+    this.release(snapshot);
+  }
+
+  /** Ends the keeping of a snapshot, which deletes it. @throws SnowforkError SF_SNAPSHOT_IN_USE. */
+  release(snapshot: Snapshot): void {
+    const { id } = snapshot.file;
+    const needs = [...snapshot.users, ...snapshot.holders, ...this.#heirs(id)];
+    if (needs.length > 0) {
+      throw new SnowforkError(
+        'SF_SNAPSHOT_IN_USE',
+        `snapshot ${id} is in use by ${needs.join(', ')}: end them first`,
+        { details: { users: needs } },
+      );
+    }
+    this.#delete(snapshot);
+  }
+
+  /** Deletes the snapshot when nothing needs it any more; to be called when a need has ended. */
+  collect(snapshot: Snapshot): void {
+    const { id, kept, pending } = snapshot.file;
+    if (kept || pending || !this.#snapshots.has(id)) return;
+    if (snapshot.users.size > 0 || snapshot.holders.size > 0 || this.#heirs(id).length > 0) return;
+    this.#delete(snapshot);
+  }
+
+  /** Snapshots that inherit an object of `id`. */
+  #heirs(id: string): string[] {
+    const heirs: string[] = [];
+    for (const { file } of this.#snapshots.values()) {
+      const inherits = file.objects.some((o) => 'from' in o && o.from.startsWith(`${id}/`));
+      if (inherits) heirs.push(file.id);
+    }
+    return heirs;
+  }
+
+  #makeFolder(id: string, persistent: boolean): string {
+    const inRun = path.join(this.#state.runSnapshots, id);
+    const folder = persistent ? path.join(this.#state.imageSnapshots, id) : inRun;
+    fs.mkdirSync(folder, { mode: 0o700 });
+    if (persistent) fs.symlinkSync(folder, inRun);
+    return folder;
+  }
+
+  #delete(snapshot: Snapshot): void {
+    const { id, objects } = snapshot.file;
+    this.#snapshots.delete(id);
+    this.#events.dropped(id);
+    if (snapshot.persistent) fs.rmSync(path.join(this.#state.runSnapshots, id), { force: true });
+    fs.rmSync(snapshot.folder, { recursive: true, force: true });
+    const needed = this.#neededLayers();
+    const own = objects.flatMap((object) => ('layers' in object ? object.layers : []));
+    for (const layer of own) if (!needed.has(layer)) this.#deleteLayer(layer);
+    this.#events.changed(id);
+    this.#collectOrigins(objects);
+  }
+
+  /** A snapshot whose last heir has gone may be needless now. */
+  #collectOrigins(objects: SnapshotFile['objects']): void {
+    for (const object of objects) {
+      const origin = 'from' in object && this.#snapshots.get(object.from.split('/')[0]!);
+      if (origin) this.collect(origin);
+    }
+  }
+
+  #deleteLayer(id: string): void {
+    fs.rmSync(path.join(this.#state.runLayers, id), { force: true });
+    fs.rmSync(path.join(this.#state.imageLayers, id), { force: true });
+  }
+
+  #neededLayers(): Set<string> {
+    const needed = new Set<string>();
+    for (const { file } of this.#snapshots.values()) {
+      for (const object of file.objects) {
+        if ('layers' in object) for (const layer of object.layers) needed.add(layer);
+      }
+    }
+    return needed;
+  }
+}
+
+export function ramObject(snapshot: Snapshot): OwnObject {
+  const ram = snapshot.file.objects.find((object) => object.name === 'ram');
+  if (ram === undefined || !('layers' in ram)) throw new Error('a snapshot without RAM');
+  return ram;
+}
+
+function newSnapshot(file: SnapshotFile, folder: string, persistent: boolean): Snapshot {
+  return { file, folder, persistent, users: new Set(), holders: new Set(), map: undefined };
+}
+
+function writeSnapshotFile(snapshot: Snapshot): void {
+  const file = path.join(snapshot.folder, 'snapshot.json');
+  fs.writeFileSync(`${file}.new`, JSON.stringify(snapshot.file));
+  fs.renameSync(`${file}.new`, file);
+}
