@@ -6,6 +6,8 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageMap } from '@snowfork/memserver';
 import {
+  type GuestMethod,
+  guestMethods,
   type Machine,
   machineSchema,
   type PageCounts,
@@ -28,7 +30,11 @@ const inheritedObjectSchema = z.object({
   /** `<snapshot>/<object>`: unchanged since that snapshot. */
   from: z.string(),
 });
-const pendingRequestSchema = z.object({ stream: z.number(), id: z.number(), method: z.string() });
+const pendingRequestSchema = z.object({
+  stream: z.number(),
+  id: z.number(),
+  method: z.enum(Object.keys(guestMethods) as [GuestMethod, ...GuestMethod[]]),
+});
 
 const snapshotFileSchema = z.object({
   version: z.literal(1),
@@ -48,7 +54,7 @@ const snapshotFileSchema = z.object({
   objects: z.array(z.union([ownObjectSchema, inheritedObjectSchema])),
   /** Requests of the guest's programs that were under way; clones answer them. */
   guest: z.object({
-    caller: pendingRequestSchema.optional(),
+    caller: pendingRequestSchema.extend({ detached: z.boolean() }).optional(),
     pending: z.array(pendingRequestSchema),
   }),
 });
@@ -163,6 +169,9 @@ export class SnapshotStore {
     };
     const folder = this.#makeFolder(id, of.persistent);
     const snapshot = newSnapshot(file, folder, of.persistent);
+    for (const object of of.objects) {
+      if ('layers' in object && object.layers.length === 1) writeWholeMap(folder, object);
+    }
     writeSnapshotFile(snapshot);
     this.#snapshots.set(id, snapshot);
     return snapshot;
@@ -369,6 +378,12 @@ export function ramObject(snapshot: Snapshot): OwnObject {
 
 function newSnapshot(file: SnapshotFile, folder: string, persistent: boolean): Snapshot {
   return { file, folder, persistent, users: new Set(), holders: new Set(), map: undefined };
+}
+
+/** The page map of an object that lies in one layer, whole. */
+function writeWholeMap(folder: string, object: OwnObject): void {
+  const entries = new Uint16Array(object.sizeBytes / PAGE_BYTES).fill(1);
+  fs.writeFileSync(path.join(folder, object.map), encodePageMap({ entries, layerCount: 1 }));
 }
 
 function writeSnapshotFile(snapshot: Snapshot): void {

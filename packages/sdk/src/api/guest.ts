@@ -12,22 +12,27 @@ export const guestSlotSchema = z.object({
   reason: z.string().optional(),
 });
 const ticketId = z.string().max(64);
+/**
+ * Without it a clone belongs to the connection that asked: when that closes without `exit`, the
+ * clone is over and its slot lost. `sf-guest`, which ends as soon as it has its answer, sets it.
+ */
+const detached = z.boolean().optional();
 export const guestMethods = {
   /** Room for n clones of this VM. */
   requestTicket: { params: z.strictObject({ clones: cloneCountSchema }), result: ticketSchema },
   /** Freeze this VM and start the ticket's clones: answered in the parent with id 0, in clone k with id k. */
   clone: {
-    params: z.strictObject({ ticket: ticketId }),
+    params: z.strictObject({ ticket: ticketId, detached }),
     result: z.object({ id: z.number().int(), ticket: ticketSchema }),
   },
   /** `requestTicket` and `clone` in one. */
   fork: {
-    params: z.strictObject({ clones: cloneCountSchema }),
+    params: z.strictObject({ clones: cloneCountSchema, detached }),
     result: z.object({ id: z.number().int(), ticket: ticketSchema }),
   },
   /** Freeze and keep: answered with `restored: false` here, `true` in clones made of it, with their id. */
   checkpoint: {
-    params: z.strictObject({}),
+    params: z.strictObject({ detached }),
     result: z.object({ checkpoint: z.string(), id: z.number().int(), restored: z.boolean() }),
   },
   createClones: {

@@ -275,3 +275,23 @@ export const hostInfoSchema = z.object({
   vms: z.number().int(),
 });
 export type HostInfo = z.infer<typeof hostInfoSchema>;
+
+export const imageListSchema = z.object({ images: z.array(imageSchema) });
+export const vmListSchema = z.object({ vms: z.array(vmSchema) });
+export const snapshotListSchema = z.object({ snapshots: z.array(snapshotSchema) });
+
+/** Body of every answer that is not 2xx, and data of the server-sent event `error`. */
+export const apiErrorSchema = z.object({
+  error: z.object({
+    code: z.string(),
+    message: z.string(),
+    details: z.record(z.string(), z.unknown()),
+  }),
+});
+
+/** Something changed; what it is now is asked for by its id. `dropped`: read everything again. */
+export const watchEventSchema = z.object({ kind: z.string(), id: z.string() });
+export type WatchEvent = z.infer<typeof watchEventSchema>;
+
+/** The agent ends with this code when another agent holds the state folder already. */
+export const AGENT_EXIT_TAKEN = 75;

@@ -1,0 +1,22 @@
+#!/usr/bin/env node
+// The process of the agent: reads the environment, starts the agent, ends it on a signal. Started by
+// `sf up` or by any command that finds no agent; everything else is in `agent.ts`.
+
+import pino from 'pino';
+import { Agent } from './agent.js';
+import { stateFolder } from './store/state-folder.js';
+
+const DEFAULT_STATE_FOLDER = '/var/lib/snowfork';
+
+const log = pino({ name: 'snowfork', level: process.env.SNOWFORK_LOG ?? 'info' });
+const state = stateFolder(process.env.SNOWFORK_STATE || DEFAULT_STATE_FOLDER);
+
+try {
+  const agent = await Agent.start({ state, log, environment: process.env });
+  for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, () => void agent.shutDown());
+  // A terminal that closes must not take the VMs with it.
+  process.on('SIGHUP', () => {});
+} catch (error) {
+  log.fatal({ err: error }, 'the agent could not start');
+  process.exitCode = 1;
+}

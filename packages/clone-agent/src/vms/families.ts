@@ -1,0 +1,453 @@
+// Fork semantics: launching, forking, checkpoints, joining, and the requests that guests make for
+// them. Every VM is a clone of a snapshot; this is where that sentence is code. It owns the VMs and
+// the tickets; how a VM is frozen is `freeze-vm.ts`, how a clone is started `start-clone.ts`.
+
+import {
+  type CheckpointResult,
+  decodeValue,
+  type ForkResult,
+  type GuestMethod,
+  type GuestParams,
+  guestMethods,
+  type Slot,
+  SnowforkError,
+  type VmInfo,
+} from '@snowfork/sdk/api';
+import type { Logger } from 'pino';
+import { z } from 'zod';
+import { encodeResponse, type PendingRequest } from '../guest/channel.js';
+import type { QemuProcess } from '../hypervisor/qemu.js';
+import type { Settings } from '../settings.js';
+import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
+import { type Freezing, freezeVm, frozenObjects } from './freeze-vm.js';
+import { Room } from './room.js';
+import { startClone } from './start-clone.js';
+import { type Ticket, Tickets } from './tickets.js';
+import { type Descent, describeEnd, Vm } from './vm.js';
+
+/** VMs that ended and are still listed. */
+const ENDED_REMEMBERED_MAX = 1000;
+
+export interface FamiliesContext {
+  readonly store: SnapshotStore;
+  readonly settings: Settings;
+  readonly log: Logger;
+  /** A QEMU whose RAM is the snapshot's, ready to load its state; the snapshot may still be pending. */
+  takeQemu(snapshot: Snapshot): Promise<{ qemu: QemuProcess; warm: boolean }>;
+  changed(kind: 'vm' | 'ticket', id: string): void;
+}
+
+/** A program's fork or checkpoint, to be answered in the parent and in every clone. */
+interface Caller {
+  readonly request: PendingRequest;
+  /** The clones do not end with the connection that asked. */
+  readonly detached: boolean;
+}
+
+export class Families {
+  readonly tickets = new Tickets();
+  readonly room: Room;
+  readonly #context: FamiliesContext;
+  readonly #vms = new Map<string, Vm>();
+  #nextVm = 1;
+  #nextFork = 1;
+
+  constructor(context: FamiliesContext) {
+    this.#context = context;
+    this.room = new Room(context.settings, () => this.running());
+  }
+
+  *running(): Iterable<Vm> {
+    for (const vm of this.#vms.values()) if (vm.end === undefined) yield vm;
+  }
+
+  all(): Vm[] {
+    return [...this.#vms.values()];
+  }
+
+  /** @throws SnowforkError SF_VM_NOT_FOUND. */
+  get(id: string): Vm {
+    const vm = this.#vms.get(id);
+    if (vm !== undefined) return vm;
+    throw new SnowforkError('SF_VM_NOT_FOUND', `there is no VM ${id}: \`sf ps --all\` lists them`);
+  }
+
+  /** One VM of an image. @throws SnowforkError SF_NO_ROOM, SF_CLONE_FAILED, SF_QEMU_FAILED. */
+  async launch(image: string, snapshot: Snapshot, signal: AbortSignal): Promise<VmInfo> {
+    const ticket = this.#ticket(undefined, 1, snapshot.file.machine, 0);
+    const calledAt = performance.now();
+    const [clone] = await this.#startClones(snapshot, ticket, { image }, calledAt, signal);
+    if (clone?.status === 'fulfilled') return clone.vm;
+    throw SnowforkError.from(clone?.error);
+  }
+
+  /** Freezes `vm` and starts up to `clones` of it. @throws as `freeze`; a clone's failure settles its slot. */
+  async fork(
+    vm: Vm,
+    clones: number,
+    signal: AbortSignal,
+    caller: Caller | undefined = undefined,
+  ): Promise<ForkResult> {
+    const ticket = this.requestTicket(vm, clones);
+    try {
+      return await this.#forkByTicket(vm, ticket, caller, signal);
+    } catch (error) {
+      ticket.giveUp('the fork failed');
+      throw error;
+    }
+  }
+
+  /** Freezes `vm` and keeps the snapshot. */
+  async checkpoint(vm: Vm, caller: Caller | undefined, signal: AbortSignal): Promise<CheckpointResult> {
+    vm.guest();
+    return await vm.inTurn(async () => {
+      const snapshot = this.#beginSnapshot(vm, true);
+      const answer = (id: number) => ({ checkpoint: snapshot.file.id, id, restored: false });
+      const { times } = await this.#freeze(vm, snapshot, caller, answer(0), signal);
+      return { snapshot: this.#context.store.info(snapshot), freeze: times };
+    });
+  }
+
+  /** Clones of a stored snapshot, asked for from the host. */
+  async createClones(snapshot: Snapshot, clones: number, signal: AbortSignal): Promise<ForkResult> {
+    const ticket = this.#ticket(undefined, clones, snapshot.file.machine, 0);
+    const descent = this.#descentFrom(snapshot, undefined);
+    const settled = await this.#startClones(snapshot, ticket, descent, performance.now(), signal);
+    const info = this.#context.store.info(snapshot);
+    return { ticket: ticket.info(), snapshot: info, clones: settled };
+  }
+
+  /** Room for clones of `vm`. @throws SnowforkError SF_NO_ROOM when there is none at all. */
+  requestTicket(vm: Vm, clones: number): Ticket {
+    vm.guest();
+    // The freeze may store as much as the VM has of its own.
+    return this.#ticket(vm.id, clones, vm.machine, vm.machine.memoryBytes);
+  }
+
+  async join(ticket: Ticket, timeoutMs: number | undefined, signal: AbortSignal): Promise<Slot[]> {
+    await ticket.settled(timeoutMs, signal);
+    return ticket.slots.map(({ cloneId, vm, status, value, reason }) => {
+      const slot = { cloneId, ...(vm === undefined ? {} : { vm }) };
+      if (status === 'exited') return { ...slot, status, value: decodeOrBytes(value!) };
+      if (status === 'lost') return { ...slot, status, reason: reason! };
+      return { ...slot, status };
+    });
+  }
+
+  killTicket(ticket: Ticket): void {
+    ticket.giveUp('killed by its ticket');
+    for (const slot of ticket.slots) {
+      const vm = slot.vm === undefined ? undefined : this.#vms.get(slot.vm);
+      vm?.finish({ how: 'killed', reason: 'killed by its ticket' });
+    }
+  }
+
+  #ticket(
+    vm: string | undefined,
+    clones: number,
+    machine: Snapshot['file']['machine'],
+    extraBytes: number,
+  ): Ticket {
+    const reservation = this.room.reserve(clones, machine, extraBytes);
+    if (reservation.granted === 0) {
+      throw new SnowforkError('SF_NO_ROOM', reservation.reason ?? 'no room', { details: { clones } });
+    }
+    return this.tickets.create(vm, clones, reservation);
+  }
+
+  async #forkByTicket(
+    vm: Vm,
+    ticket: Ticket,
+    caller: Caller | undefined,
+    signal: AbortSignal,
+  ): Promise<ForkResult> {
+    vm.guest();
+    ticket.use();
+    const calledAt = performance.now();
+    const { snapshot, freezing, starting } = await vm.inTurn(async () => {
+      const snapshot = this.#beginSnapshot(vm, false);
+      snapshot.holders.add(ticket.id);
+      // The clones' QEMUs are made ready while the parent is being frozen.
+      const descent = this.#descentFrom(snapshot, vm);
+      const frozen = this.#freezeForClones(vm, snapshot, ticket, caller, signal);
+      const starting = this.#startClones(snapshot, ticket, descent, calledAt, signal, frozen);
+      starting.catch(() => {});
+      return { snapshot, freezing: await frozen, starting };
+    });
+    const clones = await starting;
+    const { store } = this.#context;
+    return { ticket: ticket.info(), snapshot: store.info(snapshot), freeze: freezing.times, clones };
+  }
+
+  /** A fork whose freeze failed leaves the ticket usable, and whoever asked gets the reason. */
+  async #freezeForClones(
+    vm: Vm,
+    snapshot: Snapshot,
+    ticket: Ticket,
+    caller: Caller | undefined,
+    signal: AbortSignal,
+  ): Promise<Freezing> {
+    try {
+      const answer = { id: 0, ticket: ticket.info() };
+      return await this.#freeze(vm, snapshot, caller, answer, signal);
+    } catch (error) {
+      ticket.unuse();
+      throw error;
+    }
+  }
+
+  #beginSnapshot(vm: Vm, kept: boolean): Snapshot {
+    return this.#context.store.begin({
+      machine: vm.machine,
+      vm: vm.id,
+      parent: vm.base.file.id,
+      image: undefined,
+      kept,
+      persistent: false,
+      objects: frozenObjects(vm.base),
+    });
+  }
+
+  async #freeze(
+    vm: Vm,
+    snapshot: Snapshot,
+    caller: Caller | undefined,
+    parentAnswer: unknown,
+    signal: AbortSignal,
+  ): Promise<Freezing> {
+    const { store, log } = this.#context;
+    const freezing = await freezeVm(vm, snapshot, {
+      store,
+      log,
+      forkId: `f${this.#nextFork++}`,
+      caller,
+      parentAnswer,
+      signal,
+      availableBytes: () => this.room.measure().availableBytes - this.#context.settings.reservedBytes,
+    });
+    this.#context.changed('vm', vm.id);
+    return freezing;
+  }
+
+  #descentFrom(snapshot: Snapshot, parent: Vm | undefined): Descent {
+    const origin = parent ?? (snapshot.file.vm === undefined ? undefined : this.#vms.get(snapshot.file.vm));
+    if (origin === undefined) return { image: snapshot.file.image ?? 'unknown' };
+    return { image: origin.descent.image, parent: origin.id, family: origin.family };
+  }
+
+  /** Fills the ticket's slots with clones of `snapshot`, once `frozen`; settles each. */
+  async #startClones(
+    snapshot: Snapshot,
+    ticket: Ticket,
+    descent: Descent,
+    calledAt: number,
+    signal: AbortSignal,
+    frozen: Promise<unknown> = Promise.resolve(),
+  ): Promise<ForkResult['clones']> {
+    ticket.used = true;
+    snapshot.holders.add(ticket.id);
+    const clones = ticket.slots.map(async ({ cloneId }): Promise<ForkResult['clones'][number]> => {
+      try {
+        const vm = await this.#startOne(snapshot, ticket, cloneId, descent, calledAt, signal, frozen);
+        return { status: 'fulfilled', cloneId, vm: vm.info() };
+      } catch (cause) {
+        const error = SnowforkError.from(cause, 'SF_CLONE_FAILED');
+        // Without a frozen parent there was no fork: the ticket is as it was.
+        if (ticket.used) ticket.settle(cloneId, { reason: `it did not come up: ${error.message}` });
+        return { status: 'rejected', cloneId, error: error.toJSON() };
+      } finally {
+        if (ticket.used) ticket.reservation.release(1);
+      }
+    });
+    const settled = await Promise.all(clones);
+    snapshot.holders.delete(ticket.id);
+    this.#context.store.collect(snapshot);
+    return settled;
+  }
+
+  async #startOne(
+    snapshot: Snapshot,
+    ticket: Ticket,
+    cloneId: number,
+    descent: Descent,
+    calledAt: number,
+    signal: AbortSignal,
+    frozen: Promise<unknown>,
+  ): Promise<Vm> {
+    const { qemu, warm } = await this.#context.takeQemu(snapshot);
+    const startedMs = performance.now() - calledAt;
+    const slot = { cloneId, ticket: ticket.id };
+    const vm = new Vm(`vm${this.#nextVm++}`, { ...descent, ...slot }, snapshot, qemu, (ended) =>
+      this.#ended(ended),
+    );
+    try {
+      await frozen;
+    } catch (error) {
+      vm.finish({ how: 'lost', reason: 'its parent could not be frozen' });
+      throw error;
+    }
+    this.#vms.set(vm.id, vm);
+    ticket.attach(cloneId, vm.id);
+    this.#context.changed('vm', vm.id);
+    const { caller, pending } = snapshot.file.guest;
+    vm.owner = caller !== undefined && !caller.detached ? caller.stream : undefined;
+    const answers = pending.map((request) => encodeResponse(request, { error: forkedAway(request) }));
+    if (caller !== undefined) {
+      answers.push(encodeResponse(caller, { result: cloneAnswer(caller.method, snapshot, ticket, cloneId) }));
+    }
+    const handlers = {
+      hello: () => {},
+      request: (request: PendingRequest, params: unknown) => this.#guestAsks(vm, request, params),
+      closed: (stream: number) => this.#programEnded(vm, stream),
+      log: (bytes: Buffer) => vm.logs.push(bytes),
+      lost: (reason: string) => vm.logs.push(Buffer.from(`snowfork: ${reason}\n`)),
+    };
+    const { store } = this.#context;
+    await startClone(vm, { store, handlers, answers, startedMs, calledAt, warm, signal });
+    this.#context.changed('vm', vm.id);
+    return vm;
+  }
+
+  #ended(vm: Vm): void {
+    const { store, log, changed } = this.#context;
+    const { ticket, cloneId } = vm.descent;
+    log.info({ vm: vm.id, end: describeEnd(vm.end!) }, 'VM ended');
+    if (ticket !== undefined && cloneId !== undefined && this.#vms.has(vm.id)) {
+      const how = vm.end!.how === 'exited' ? { value: vm.end!.value } : { reason: describeEnd(vm.end!) };
+      this.tickets.get(ticket).settle(cloneId, how);
+      changed('ticket', ticket);
+    }
+    this.tickets.abandonUnusedOf(vm.id);
+    vm.newest.holders.delete(`newest of ${vm.id}`);
+    store.collect(vm.newest);
+    store.collect(vm.base);
+    changed('vm', vm.id);
+    this.#forgetOldest();
+  }
+
+  #forgetOldest(): void {
+    const ended = this.all().filter((vm) => vm.end !== undefined);
+    for (const vm of ended.slice(0, Math.max(0, ended.length - ENDED_REMEMBERED_MAX))) {
+      this.#vms.delete(vm.id);
+    }
+  }
+
+  /** The program that a clone belongs to is gone; if it said goodbye, the VM has ended already. */
+  #programEnded(vm: Vm, stream: number): void {
+    if (vm.owner !== stream) return;
+    vm.finish({ how: 'lost', reason: 'its program ended without sf.exit' });
+  }
+
+  /** A request from inside. Whatever it holds, only this VM and its family are touched. */
+  #guestAsks(vm: Vm, request: PendingRequest, params: unknown): void {
+    this.#answerGuest(vm, request, params).catch((cause: unknown) => {
+      if (vm.end !== undefined) return;
+      const error = SnowforkError.from(cause);
+      if (error.code === 'SF_INTERNAL') this.#context.log.error({ vm: vm.id, err: cause }, 'guest request');
+      vm.channel?.respond(request, { error });
+    });
+  }
+
+  async #answerGuest(vm: Vm, request: PendingRequest, params: unknown): Promise<void> {
+    const answer = (result: unknown) => vm.channel?.respond(request, { result });
+    const signal = new AbortController().signal;
+    switch (request.method) {
+      case 'requestTicket':
+        return answer(this.requestTicket(vm, parse('requestTicket', params).clones).info());
+      case 'fork': {
+        const { clones, detached = false } = parse('fork', params);
+        await this.fork(vm, clones, signal, { request, detached });
+        return;
+      }
+      case 'clone': {
+        const { ticket, detached = false } = parse('clone', params);
+        await this.#forkByTicket(vm, this.tickets.get(ticket, vm.id), { request, detached }, signal);
+        return;
+      }
+      case 'checkpoint': {
+        const { detached = false } = parse('checkpoint', params);
+        await this.checkpoint(vm, { request, detached }, signal);
+        return;
+      }
+      case 'createClones':
+        return answer(this.#createClonesFor(vm, parse('createClones', params), signal));
+      case 'exit':
+        vm.finish({ how: 'exited', value: Buffer.from(parse('exit', params).value) });
+        return;
+      case 'join':
+        return answer(await this.#joinFor(vm, parse('join', params), signal));
+      case 'result': {
+        const { ticket, cloneId } = parse('result', params);
+        const slot = this.tickets.get(ticket, vm.id).slots[cloneId - 1];
+        if (slot?.value !== undefined) return answer(slot.value);
+        throw new SnowforkError('SF_BAD_REQUEST', `clone ${cloneId} of ${ticket} handed over no value`);
+      }
+      case 'kill':
+        this.killTicket(this.tickets.get(parse('kill', params).ticket, vm.id));
+        return answer(null);
+      case 'info': {
+        const { parent, cloneId = 0 } = vm.descent;
+        return answer({ vm: vm.id, id: cloneId, family: vm.family, ...(parent ? { parent } : {}) });
+      }
+    }
+  }
+
+  #createClonesFor(vm: Vm, params: GuestParams<'createClones'>, signal: AbortSignal): unknown {
+    const snapshot = this.#context.store.get(params.checkpoint);
+    const origin = snapshot.file.vm === undefined ? undefined : this.#vms.get(snapshot.file.vm);
+    if (!snapshot.file.kept || origin?.family !== vm.family) {
+      throw new SnowforkError(
+        'SF_SNAPSHOT_NOT_FOUND',
+        `${params.checkpoint} is no checkpoint of the family of ${vm.id}`,
+      );
+    }
+    const ticket = this.tickets.get(params.ticket, vm.id);
+    ticket.use();
+    const descent = { image: vm.descent.image, parent: vm.id, family: vm.family };
+    void this.#startClones(snapshot, ticket, descent, performance.now(), signal);
+    return ticket.info();
+  }
+
+  async #joinFor(vm: Vm, params: GuestParams<'join'>, signal: AbortSignal): Promise<unknown> {
+    const ticket = this.tickets.get(params.ticket, vm.id);
+    if (!ticket.used) {
+      throw new SnowforkError('SF_BAD_REQUEST', `ticket ${ticket.id} was not used yet: fork first`);
+    }
+    await ticket.settled(params.timeoutMs, signal);
+    const slots = ticket.slots.map(({ cloneId, status, reason }) => ({
+      cloneId,
+      status,
+      ...(reason === undefined ? {} : { reason }),
+    }));
+    return { slots };
+  }
+}
+
+/** @throws SnowforkError SF_BAD_REQUEST that says what is accepted. */
+function parse<M extends GuestMethod>(method: M, params: unknown): GuestParams<M> {
+  const parsed = guestMethods[method].params.safeParse(params);
+  if (parsed.success) return parsed.data as GuestParams<M>;
+  throw new SnowforkError('SF_BAD_REQUEST', `${method}: ${z.prettifyError(parsed.error)}`);
+}
+
+/** What `fork` or `checkpoint` returns in clone `id`. */
+function cloneAnswer(method: GuestMethod, snapshot: Snapshot, ticket: Ticket, id: number): unknown {
+  if (method === 'checkpoint') return { checkpoint: snapshot.file.id, id, restored: true };
+  return { id, ticket: ticket.info() };
+}
+
+function forkedAway(request: PendingRequest): SnowforkError {
+  return new SnowforkError(
+    'SF_FORKED_AWAY',
+    `the ${request.method} was asked by the parent before the fork and goes on there: ask again`,
+  );
+}
+
+/** Guests write the value; what cannot be decoded is handed on as bytes. */
+function decodeOrBytes(value: Buffer): unknown {
+  try {
+    return decodeValue(value);
+  } catch {
+    return value;
+  }
+}

@@ -1,0 +1,98 @@
+// How many more VMs this host can hold without ever running out of memory: what is available now,
+// less what every running VM and every reserved slot may still grow by. Asked before anything is
+// started; it refuses, it never waits.
+
+import fs from 'node:fs';
+import type { Machine } from '@snowfork/sdk/api';
+import type { Settings } from '../settings.js';
+
+const MiB = 1024 * 1024;
+/** What a QEMU takes beside the guest's RAM: itself, and under TCG its translated code. */
+const QEMU_BYTES = { tcg: 112 * MiB, kvm: 40 * MiB } as const;
+
+/** The most that a VM can come to occupy. */
+export function commitBytes(machine: Machine): number {
+  return machine.memoryBytes + QEMU_BYTES[machine.accelerator];
+}
+
+export interface Occupant {
+  readonly pid: number | undefined;
+  readonly machine: Machine;
+}
+
+/** Slots that nobody else gets; each is handed back once, when its VM has started or failed. */
+export interface Reservation {
+  readonly granted: number;
+  /** Why fewer than asked. */
+  readonly reason?: string;
+  release(slots: number): void;
+}
+
+export class Room {
+  readonly #settings: Settings;
+  readonly #occupants: () => Iterable<Occupant>;
+  #reservedSlots = 0;
+  #reservedBytes = 0;
+
+  constructor(settings: Settings, occupants: () => Iterable<Occupant>) {
+    this.#settings = settings;
+    this.#occupants = occupants;
+  }
+
+  /** In bytes: what running VMs and reserved slots may still grow by, and what is left for new ones. */
+  measure(): { totalBytes: number; availableBytes: number; promisedBytes: number; roomBytes: number } {
+    const { totalBytes, availableBytes } = readMemory();
+    let promisedBytes = this.#reservedBytes;
+    for (const { pid, machine } of this.#occupants()) {
+      promisedBytes += Math.max(0, commitBytes(machine) - (pid === undefined ? 0 : anonymousBytes(pid)));
+    }
+    const roomBytes = Math.max(0, availableBytes - promisedBytes - this.#settings.reservedBytes);
+    return { totalBytes, availableBytes, promisedBytes, roomBytes };
+  }
+
+  /** Room for up to `asked` VMs of a machine, beside `extraBytes` that the caller is about to use. */
+  reserve(asked: number, machine: Machine, extraBytes = 0): Reservation {
+    const { roomBytes } = this.measure();
+    const each = commitBytes(machine);
+    const byMemory = Math.max(0, Math.floor((roomBytes - extraBytes) / each));
+    const running = [...this.#occupants()].length + this.#reservedSlots;
+    const byNumber = Math.max(0, this.#settings.vmsMax - running);
+    const granted = Math.min(asked, byMemory, byNumber);
+    this.#reservedSlots += granted;
+    this.#reservedBytes += granted * each;
+    let held = granted;
+    const release = (slots: number) => {
+      const returned = Math.min(slots, held);
+      held -= returned;
+      this.#reservedSlots -= returned;
+      this.#reservedBytes -= returned * each;
+    };
+    if (granted === asked) return { granted, release };
+    const reason =
+      byMemory <= byNumber
+        ? `memory for ${granted} of ${asked}: a VM of this image may take ${mebi(each)} MiB, ` +
+          `${mebi(roomBytes)} MiB are left`
+        : `this host runs at most ${this.#settings.vmsMax} VMs (setting vmsMax)`;
+    return { granted, reason, release };
+  }
+}
+
+function mebi(bytes: number): number {
+  return Math.floor(bytes / MiB);
+}
+
+function readMemory(): { totalBytes: number; availableBytes: number } {
+  const text = fs.readFileSync('/proc/meminfo', 'utf8');
+  const field = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(text)?.[1]) * 1024;
+  return { totalBytes: field('MemTotal'), availableBytes: field('MemAvailable') };
+}
+
+/** Anonymous memory of a process; 0 when it has gone. */
+export function anonymousBytes(pid: number): number {
+  try {
+    const [, resident, shared] = fs.readFileSync(`/proc/${pid}/statm`, 'latin1').split(' ');
+    return Math.max(0, Number(resident) - Number(shared)) * 4096;
+  } catch {
+    return 0;
+  }
+}

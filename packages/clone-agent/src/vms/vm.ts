@@ -1,0 +1,169 @@
+// One VM: its QEMU, its channel, its console, and how it ends. It takes part in forks and decides
+// none; `families.ts` owns it. A VM ends once, whatever the reason, and gives back all that it held.
+
+import net from 'node:net';
+import type { CloneTimes, End, Machine, VmInfo } from '@snowfork/sdk/api';
+import { SnowforkError } from '@snowfork/sdk/api';
+import { RingFeed } from '../guest/byte-feed.js';
+import type { GuestChannel } from '../guest/channel.js';
+import { withResolvers } from '../guest/exec.js';
+import type { QemuProcess } from '../hypervisor/qemu.js';
+import type { Snapshot } from '../store/snapshots.js';
+
+/** Bytes of a VM's console, and of its log, that are kept. */
+const FEED_BYTES_MAX = 256 * 1024;
+
+/** Where a VM comes from, and whose it is. */
+export interface Descent {
+  readonly image: string;
+  readonly parent?: string;
+  /** First VM of the family; a launched VM's is its own. */
+  readonly family?: string;
+  /** With `ticket`: which of its slots this VM fills. */
+  readonly cloneId?: number;
+  readonly ticket?: string;
+}
+
+export type RawEnd =
+  | { readonly how: 'exited'; readonly value: Buffer }
+  | Exclude<End, { how: 'exited' }>;
+
+export class Vm {
+  readonly id: string;
+  readonly descent: Descent;
+  /** What QEMU's RAM is mapped from. */
+  readonly base: Snapshot;
+  /** The newest snapshot frozen from this VM; `base` at first. */
+  newest: Snapshot;
+  readonly qemu: QemuProcess;
+  channel: GuestChannel | undefined;
+  readonly console = new RingFeed(FEED_BYTES_MAX);
+  readonly logs = new RingFeed(FEED_BYTES_MAX);
+  state: VmInfo['state'] = 'starting';
+  times: CloneTimes | undefined;
+  /** The connection of the program that this clone belongs to; its end is the clone's end. */
+  owner: number | undefined;
+  readonly startedAt = Date.now();
+  endedAt: number | undefined;
+  end: RawEnd | undefined;
+  readonly #ended = withResolvers<RawEnd>();
+  readonly #onEnd: (vm: Vm) => void;
+  #consoleSocket: net.Socket | undefined;
+  #turn: Promise<unknown> = Promise.resolve();
+
+  constructor(id: string, descent: Descent, base: Snapshot, qemu: QemuProcess, onEnd: (vm: Vm) => void) {
+    this.id = id;
+    this.descent = descent;
+    this.base = base;
+    this.newest = base;
+    this.qemu = qemu;
+    this.#onEnd = onEnd;
+    base.users.add(id);
+    void qemu.exited.then(({ reason }) => this.finish({ how: 'lost', reason }));
+  }
+
+  get machine(): Machine {
+    return this.base.file.machine;
+  }
+
+  /** QEMU's process; undefined when the VM has ended. */
+  get pid(): number | undefined {
+    return this.end === undefined ? this.qemu.pid : undefined;
+  }
+
+  get family(): string {
+    return this.descent.family ?? this.id;
+  }
+
+  /** Resolves when the VM has ended, whatever the reason. */
+  get ended(): Promise<RawEnd> {
+    return this.#ended.promise;
+  }
+
+  info(): VmInfo {
+    const { image, parent, cloneId, ticket } = this.descent;
+    return {
+      id: this.id,
+      image,
+      snapshot: this.base.file.id,
+      ...(parent === undefined ? {} : { parent }),
+      family: this.family,
+      ...(cloneId === undefined ? {} : { cloneId }),
+      ...(ticket === undefined ? {} : { ticket }),
+      state: this.state,
+      ...(this.pid === undefined ? {} : { pid: this.pid }),
+      startedAt: this.startedAt,
+      ...(this.endedAt === undefined ? {} : { endedAt: this.endedAt }),
+      ...(this.end === undefined ? {} : { end: publicEnd(this.end) }),
+      machine: this.machine,
+      ...(this.times === undefined ? {} : { times: this.times }),
+    };
+  }
+
+  /** The channel of a VM whose guest can be asked. @throws SnowforkError SF_VM_GONE, SF_GUEST_NOT_READY. */
+  guest(): GuestChannel {
+    this.assertAlive();
+    if (this.state === 'starting' || this.channel === undefined || !this.channel.usable) {
+      throw new SnowforkError(
+        'SF_GUEST_NOT_READY',
+        `the guest side of ${this.id} does not answer (the VM is ${this.state}): see \`sf console ${this.id}\``,
+      );
+    }
+    return this.channel;
+  }
+
+  /** @throws SnowforkError SF_VM_GONE. */
+  assertAlive(): void {
+    if (this.end === undefined) return;
+    throw new SnowforkError('SF_VM_GONE', `${this.id} has ended: ${describeEnd(this.end)}`);
+  }
+
+  /** Connects the console; before the guest runs, so that nothing it prints is lost. */
+  async openConsole(): Promise<void> {
+    const socket = net.connect(this.qemu.consoleSocket);
+    const connected = withResolvers<void>();
+    socket.once('connect', connected.resolve);
+    socket.once('error', connected.reject);
+    await connected.promise;
+    socket.on('error', () => {});
+    socket.on('data', (chunk) => this.console.push(chunk));
+    this.#consoleSocket = socket;
+  }
+
+  writeConsole(bytes: Uint8Array): void {
+    this.assertAlive();
+    this.#consoleSocket?.write(bytes);
+  }
+
+  /** Runs `work` when all earlier works of this VM are over: freezes go one after another. */
+  inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#turn.then(work);
+    this.#turn = result.catch(() => {});
+    return result;
+  }
+
+  /** The VM's end: QEMU is killed, everything it held is given back. Only the first call counts. */
+  finish(end: RawEnd): void {
+    if (this.end !== undefined) return;
+    this.end = end;
+    this.state = 'ended';
+    this.endedAt = Date.now();
+    this.qemu.kill();
+    this.channel?.close();
+    this.#consoleSocket?.destroy();
+    this.console.end();
+    this.logs.end();
+    this.base.users.delete(this.id);
+    this.#onEnd(this);
+    this.#ended.resolve(end);
+  }
+}
+
+function publicEnd(end: RawEnd): End {
+  // The value itself is joined, not listed: it may be large.
+  return end.how === 'exited' ? { how: 'exited', value: null } : end;
+}
+
+export function describeEnd(end: RawEnd): string {
+  return end.how === 'exited' ? 'its program exited' : `${end.how}: ${end.reason}`;
+}

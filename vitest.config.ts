@@ -1,0 +1,20 @@
+import { defineConfig } from 'vitest/config';
+
+// Kinds of tests, from cheap to dear: `unit` needs no VM and no root; `vm` runs real VMs, one file
+// after another, as they share one agent and two cores.
+export default defineConfig({
+  test: {
+    projects: [
+      { test: { name: 'unit', include: ['test/unit/**/*.test.ts'], testTimeout: 30_000 } },
+      {
+        test: {
+          name: 'vm',
+          include: ['test/vm/**/*.test.ts'],
+          fileParallelism: false,
+          testTimeout: 120_000,
+          hookTimeout: 300_000,
+        },
+      },
+    ],
+  },
+});
