@@ -6,6 +6,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { decodePageMap, encodePageMap, PAGE_BYTES, type PageMap } from '@snowfork/memserver';
 import {
+  type FreezeTimes,
   type GuestMethod,
   guestMethods,
   type Machine,
@@ -71,6 +72,7 @@ export interface Snapshot {
   /** Why it is needed besides: an unused ticket, the newest of a VM that goes on. */
   readonly holders: Set<string>;
   map: PageMap | undefined;
+  freeze: FreezeTimes | undefined;
 }
 
 /** What a freeze found, to complete a snapshot that was begun. */
@@ -257,6 +259,7 @@ export class SnapshotStore {
       layers: ramObject(snapshot).layers.length,
       layerBytes,
       deviceStateBytes,
+      ...(snapshot.freeze === undefined ? {} : { freeze: snapshot.freeze }),
       users: [...snapshot.users],
     };
   }
@@ -377,7 +380,8 @@ export function ramObject(snapshot: Snapshot): OwnObject {
 }
 
 function newSnapshot(file: SnapshotFile, folder: string, persistent: boolean): Snapshot {
-  return { file, folder, persistent, users: new Set(), holders: new Set(), map: undefined };
+  const none = { users: new Set<string>(), holders: new Set<string>() };
+  return { file, folder, persistent, ...none, map: undefined, freeze: undefined };
 }
 
 /** The page map of an object that lies in one layer, whole. */

@@ -2,7 +2,7 @@
 // none; `families.ts` owns it. A VM ends once, whatever the reason, and gives back all that it held.
 
 import net from 'node:net';
-import type { CloneTimes, End, Machine, VmInfo } from '@snowfork/sdk/api';
+import type { CloneTimes, End, Machine, VmInfo, VmStats } from '@snowfork/sdk/api';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { RingFeed } from '../guest/byte-feed.js';
 import type { GuestChannel } from '../guest/channel.js';
@@ -46,6 +46,7 @@ export class Vm {
   readonly startedAt = Date.now();
   endedAt: number | undefined;
   end: RawEnd | undefined;
+  lastStats: VmStats | undefined;
   readonly #ended = withResolvers<RawEnd>();
   readonly #onEnd: (vm: Vm) => void;
   #consoleSocket: net.Socket | undefined;
@@ -97,6 +98,7 @@ export class Vm {
       ...(this.end === undefined ? {} : { end: publicEnd(this.end) }),
       machine: this.machine,
       ...(this.times === undefined ? {} : { times: this.times }),
+      ...(this.lastStats === undefined ? {} : { lastStats: this.lastStats }),
     };
   }
 

@@ -52,6 +52,17 @@ export const pageCountsSchema = z.object({
 });
 export type PageCounts = z.infer<typeof pageCountsSchema>;
 
+/** The parent's side of a freeze, in milliseconds. */
+export const freezeTimesSchema = z.object({
+  /** From the call until the guest side said that it is quiet. */
+  prepareMs: ms,
+  /** From `stop` to `cont`: what the parent's users feel. */
+  pauseMs: ms,
+  /** Parts of the pause, by name. */
+  parts: z.record(z.string(), ms),
+});
+export type FreezeTimes = z.infer<typeof freezeTimesSchema>;
+
 export const snapshotSchema = z.object({
   id,
   /** Set on an image's snapshot. */
@@ -66,6 +77,8 @@ export const snapshotSchema = z.object({
   layers: z.number().int(),
   layerBytes: bytes,
   deviceStateBytes: bytes,
+  /** How long its VM was paused for it. */
+  freeze: freezeTimesSchema.optional(),
   /** Kept until deleted (a checkpoint or an image), not collected when its last clone ends. */
   kept: z.boolean(),
   /** Running VMs cloned from it. */
@@ -96,6 +109,25 @@ export const cloneTimesSchema = z.object({
 });
 export type CloneTimes = z.infer<typeof cloneTimesSchema>;
 
+/** Memory and pages of one VM. */
+export const vmStatsSchema = z.object({
+  vm: id,
+  /** Proportional set size of the whole QEMU process. */
+  pssBytes: bytes,
+  /** The same of the RAM mapping alone. */
+  ramPssBytes: bytes,
+  /** Pages of the RAM mapping that this VM touched. */
+  touchedPages: bytes,
+  /** Of these its own (written). */
+  privatePages: bytes,
+  /** Of these shared with siblings through the page cache. */
+  sharedPages: bytes,
+  /** Free in the guest when its snapshot was taken: never fetched. */
+  freePages: bytes,
+  cpuMs: ms,
+});
+export type VmStats = z.infer<typeof vmStatsSchema>;
+
 export const vmSchema = z.object({
   id,
   image: z.string(),
@@ -114,19 +146,10 @@ export const vmSchema = z.object({
   end: endSchema.optional(),
   machine: machineSchema,
   times: cloneTimesSchema.optional(),
+  /** As it was when the VM ended by `exit`. */
+  lastStats: vmStatsSchema.optional(),
 });
 export type VmInfo = z.infer<typeof vmSchema>;
-
-/** The parent's side of a freeze, in milliseconds. */
-export const freezeTimesSchema = z.object({
-  /** From the call until the guest side said that it is quiet. */
-  prepareMs: ms,
-  /** From `stop` to `cont`: what the parent's users feel. */
-  pauseMs: ms,
-  /** Parts of the pause, by name. */
-  parts: z.record(z.string(), ms),
-});
-export type FreezeTimes = z.infer<typeof freezeTimesSchema>;
 
 /** What became of one slot of a ticket. */
 export const slotSchema = z.discriminatedUnion('status', [
@@ -215,25 +238,6 @@ export const execExitSchema = z.object({
   signal: z.number().int().nullable(),
 });
 export type ExecExit = z.infer<typeof execExitSchema>;
-
-/** Memory and pages of one VM. */
-export const vmStatsSchema = z.object({
-  vm: id,
-  /** Proportional set size of the whole QEMU process. */
-  pssBytes: bytes,
-  /** The same of the RAM mapping alone. */
-  ramPssBytes: bytes,
-  /** Pages of the RAM mapping that this VM touched. */
-  touchedPages: bytes,
-  /** Of these its own (written). */
-  privatePages: bytes,
-  /** Of these shared with siblings through the page cache. */
-  sharedPages: bytes,
-  /** Free in the guest when its snapshot was taken: never fetched. */
-  freePages: bytes,
-  cpuMs: ms,
-});
-export type VmStats = z.infer<typeof vmStatsSchema>;
 
 /** What the pager served, per object. Latency buckets are powers of two of a microsecond. */
 export const pagerObjectStatsSchema = z.object({
