@@ -25,7 +25,12 @@ export interface AgentService {
   shutDown(): Promise<void>;
 
   buildImage(
-    request: { name: string; file: string; memory?: string | undefined; force?: boolean | undefined },
+    request: {
+      name: string;
+      file: string;
+      memory?: string | undefined;
+      force?: boolean | undefined;
+    },
     onProgress: (progress: BuildProgress) => void,
     signal: AbortSignal,
   ): Promise<BuildResult>;
