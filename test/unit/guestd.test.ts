@@ -1,0 +1,465 @@
+// The daemon of the guest, `sf-guestd`, run as it is on this host with a unix socket for its port.
+// Its identity folder is set, so that the host keeps its clock, its names and its random generator.
+
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import {
+  decodeLines,
+  EXEC_WINDOW_BYTES,
+  FLAG_END,
+  FLAG_MORE,
+  FRAME_PAYLOAD_BYTES_MAX,
+  FrameType,
+  VALUE_BYTES_MAX,
+} from '../../packages/sdk/src/api/port.js';
+import { connectPeer, type FramePeer, FrameServer } from '../support/fake-port.js';
+
+const guestd = fileURLToPath(
+  new URL('../../packages/clone-agent/guest/sf-guestd', import.meta.url),
+);
+const entropy = '0123456789abcdef'.repeat(4);
+
+let folder: string;
+let port: FrameServer;
+let daemon: ChildProcess;
+let words: string;
+let agent: FramePeer;
+
+beforeEach(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'sf-guestd-test-'));
+  mkdirSync(join(folder, 'etc'));
+  mkdirSync(join(folder, 'cgroup'));
+  writeFileSync(join(folder, 'cgroup/cgroup.freeze'), '');
+  writeFileSync(join(folder, 'cgroup/cgroup.procs'), '');
+  port = await FrameServer.listen(join(folder, 'port.sock'));
+  words = '';
+  daemon = spawn(guestd, [
+    ...['--port', port.path, '--socket', join(folder, 'guest.sock')],
+    ...['--identity-folder', folder, '--cgroup', join(folder, 'cgroup')],
+  ]);
+  daemon.stderr!.setEncoding('utf8').on('data', (text) => {
+    words += text;
+  });
+  agent = await port.accept();
+});
+
+afterEach(async () => {
+  const ended = once(daemon, 'exit');
+  daemon.kill('SIGKILL');
+  await ended;
+  await port.close();
+  rmSync(folder, { recursive: true });
+});
+
+const program = () => connectPeer(join(folder, 'guest.sock'));
+const inFolder = (name: string) => readFileSync(join(folder, name), 'utf8');
+
+async function lines(type: FrameType, stream?: number, peer = agent) {
+  return Object.fromEntries(decodeLines((await peer.next(type, stream)).payload));
+}
+
+function execPayload(command: string[], options: { cwd?: string; env?: string[] } = {}): Buffer {
+  const strings = [options.cwd ?? '', `${command.length}`, ...command, ...(options.env ?? [])];
+  return Buffer.from(strings.map((text) => `${text}\0`).join(''));
+}
+
+/** Starts a command with an empty input, and gathers what it gives. */
+function run(command: string[], options: { cwd?: string; env?: string[]; stream?: number } = {}) {
+  const stream = options.stream ?? 1;
+  agent.sendMessage(FrameType.exec, stream, execPayload(command, options));
+  agent.send(FrameType.stdin, stream, Buffer.alloc(0), FLAG_END);
+  return gather(stream);
+}
+
+/** All output of a command, with a CREDIT for each frame, and how it ended. */
+async function gather(stream: number) {
+  const types = [FrameType.stdout, FrameType.stderr, FrameType.exit];
+  const output = { stdout: '', stderr: '' };
+  for (;;) {
+    const { type, payload } = await agent.next(types, stream);
+    if (type === FrameType.exit) return { ...output, ...Object.fromEntries(decodeLines(payload)) };
+    output[type === FrameType.stdout ? 'stdout' : 'stderr'] += payload.toString('latin1');
+    agent.sendLines(FrameType.credit, stream, { bytes: payload.length });
+  }
+}
+
+function resume(role: string, fields: Record<string, string | number> = {}) {
+  const time = `${BigInt(Date.now()) * 1_000_000n}`;
+  const all = { fork: 'f1', role, id: 1, time, entropy, hostname: 'clone-1', ...fields };
+  agent.sendLines(FrameType.resume, 0, all);
+}
+
+async function prepare() {
+  agent.sendLines(FrameType.prepare, 0, { fork: 'f1' });
+  expect(await lines(FrameType.prepared)).toEqual({ fork: 'f1' });
+}
+
+test('says hello when the port opens, and again to an agent that comes later', async () => {
+  const hello = await lines(FrameType.hello);
+  expect(hello.protocol).toBe('1');
+  expect(hello.kernel).toMatch(/^\d+\.\d+/);
+  expect(hello.hostname).not.toBe('');
+  const first = await program();
+  first.sendMessage(FrameType.request, 0, Buffer.from('asked of the old agent'));
+  await agent.next(FrameType.request);
+  agent.socket.destroy();
+  agent = await port.accept();
+  await lines(FrameType.hello);
+  await first.closed;
+  const second = await program();
+  second.sendMessage(FrameType.request, 0, Buffer.from('asked of the new agent'));
+  expect((await agent.next(FrameType.request)).payload.toString()).toBe('asked of the new agent');
+});
+
+test('PING is echoed', async () => {
+  agent.send(FrameType.ping, 7, Buffer.from('abc'));
+  const pong = await agent.next(FrameType.pong);
+  expect([pong.stream, pong.payload.toString()]).toEqual([7, 'abc']);
+});
+
+test('each program gets its own responses, and its end is told', async () => {
+  const [one, two] = [await program(), await program()];
+  one.sendMessage(FrameType.request, 0, Buffer.from('from one'));
+  const fromOne = await agent.message(FrameType.request);
+  two.sendMessage(FrameType.request, 0, Buffer.from('from two'));
+  const fromTwo = await agent.message(FrameType.request);
+  expect([`${fromOne.payload}`, `${fromTwo.payload}`]).toEqual(['from one', 'from two']);
+  expect(fromOne.stream).not.toBe(fromTwo.stream);
+  agent.sendMessage(FrameType.response, fromTwo.stream, Buffer.from('to two'));
+  agent.sendMessage(FrameType.response, fromOne.stream, Buffer.from('to one'));
+  agent.sendMessage(FrameType.response, 4711, Buffer.from('to nobody'));
+  expect(`${(await one.message(FrameType.response)).payload}`).toBe('to one');
+  expect(`${(await two.message(FrameType.response)).payload}`).toBe('to two');
+  one.socket.destroy();
+  expect((await agent.next(FrameType.closed)).stream).toBe(fromOne.stream);
+  await agent.settle();
+  expect(agent.frames.filter((frame) => frame.type === FrameType.closed)).toEqual([]);
+});
+
+test('the largest values travel both ways, whole, and messages of programs are never mixed', async () => {
+  const [one, two] = [await program(), await program()];
+  const value = Buffer.alloc(VALUE_BYTES_MAX + 1000);
+  for (let at = 0; at < value.length; at += 4) value.writeUInt32LE(at, at);
+  two.send(FrameType.request, 0, Buffer.alloc(FRAME_PAYLOAD_BYTES_MAX, 'b'), FLAG_MORE);
+  one.sendMessage(FrameType.request, 0, value);
+  const fromOne = await agent.message(FrameType.request);
+  expect(fromOne.payload.equals(value)).toBe(true);
+  expect(agent.frames.filter((frame) => frame.type === FrameType.request)).toEqual([]);
+  agent.sendMessage(FrameType.response, fromOne.stream, value);
+  expect((await one.message(FrameType.response)).payload.equals(value)).toBe(true);
+  two.send(FrameType.request, 0, Buffer.from('end'));
+  const fromTwo = await agent.message(FrameType.request);
+  expect(fromTwo.payload.length).toBe(FRAME_PAYLOAD_BYTES_MAX + 3);
+});
+
+const header = (length: number, type: number, flags = 0, reserved = 0) => {
+  const bytes = Buffer.alloc(12);
+  bytes.writeUInt32LE(length, 0);
+  bytes.set([type, flags], 4);
+  bytes.writeUInt16LE(reserved, 6);
+  return bytes;
+};
+test.each([
+  ['text', Buffer.from('GET / HTTP/1.1\r\n\r\n')],
+  ['a frame that is too long', header(FRAME_PAYLOAD_BYTES_MAX + 1, FrameType.request)],
+  ['a frame of another type', header(0, FrameType.resumed)],
+  ['unknown flags', header(0, FrameType.request, 4)],
+  ['END on a request', header(0, FrameType.request, FLAG_END)],
+  ['a reserved field', header(0, FrameType.request, 0, 1)],
+  ['an empty part of a message', header(0, FrameType.request, FLAG_MORE)],
+])('a program that sends %s is disconnected, and only it', async (_name, bytes) => {
+  const [bad, good] = [await program(), await program()];
+  bad.socket.write(bytes);
+  await bad.closed;
+  await agent.next(FrameType.closed);
+  good.sendMessage(FrameType.request, 0, Buffer.from('still here'));
+  expect(`${(await agent.message(FrameType.request)).payload}`).toBe('still here');
+});
+
+test('a program whose message never ends is disconnected', async () => {
+  const bad = await program();
+  const part = Buffer.alloc(FRAME_PAYLOAD_BYTES_MAX);
+  for (let sent = 0; sent <= VALUE_BYTES_MAX + FRAME_PAYLOAD_BYTES_MAX; sent += part.length) {
+    bad.send(FrameType.request, 0, part, FLAG_MORE);
+  }
+  await bad.closed;
+  await agent.next(FrameType.closed);
+});
+
+test('a program that does not read its responses is disconnected', async () => {
+  const bad = await program();
+  bad.sendMessage(FrameType.request, 0, Buffer.from('more!'));
+  const { stream } = await agent.message(FrameType.request);
+  bad.socket.pause();
+  for (let count = 0; count < 5; count += 1) {
+    agent.sendMessage(FrameType.response, stream, Buffer.alloc(VALUE_BYTES_MAX));
+  }
+  expect((await agent.next(FrameType.closed)).stream).toBe(stream);
+});
+
+test('a command gives stdout, stderr and its exit code', async () => {
+  const script = 'echo out; echo err >&2; pwd; echo "$GREETING $HOME"; exit 7';
+  const exit = await run(['/bin/sh', '-c', script], { cwd: '/usr', env: ['GREETING=a=b\nc'] });
+  expect((await lines(FrameType.started)).pid).toMatch(/^\d+$/);
+  expect(exit).toEqual({ stdout: 'out\n/usr\na=b\nc /root\n', stderr: 'err\n', code: '7' });
+});
+
+test('a command gets its input, with CREDIT, until END', async () => {
+  agent.sendMessage(FrameType.exec, 3, execPayload(['wc', '-c']));
+  const sent = Buffer.alloc(EXEC_WINDOW_BYTES, 'x');
+  for (let at = 0; at < sent.length; at += FRAME_PAYLOAD_BYTES_MAX) {
+    agent.send(FrameType.stdin, 3, sent.subarray(at, at + FRAME_PAYLOAD_BYTES_MAX));
+  }
+  agent.send(FrameType.stdin, 3, Buffer.from('tail'), FLAG_END);
+  let credit = 0;
+  while (credit < sent.length + 4) credit += Number((await lines(FrameType.credit, 3)).bytes);
+  expect(credit).toBe(sent.length + 4);
+  expect(await gather(3)).toEqual({ stdout: `${sent.length + 4}\n`, stderr: '', code: '0' });
+});
+
+test('the input of a command that does not read it is taken and dropped', async () => {
+  agent.sendMessage(
+    FrameType.exec,
+    3,
+    execPayload(['sh', '-c', 'exec <&-; echo closed; sleep 60']),
+  );
+  expect((await agent.next(FrameType.stdout, 3)).payload.toString()).toBe('closed\n');
+  agent.send(FrameType.stdin, 3, Buffer.alloc(1000));
+  expect(await lines(FrameType.credit, 3)).toEqual({ bytes: '1000' });
+  agent.sendLines(FrameType.signal, 3, { signal: 9 });
+  expect(await gather(3)).toMatchObject({ signal: '9' });
+});
+
+test('a signal goes to the command and to all that it started', async () => {
+  agent.sendMessage(FrameType.exec, 9, execPayload(['sh', '-c', 'sleep 60; echo never']));
+  agent.sendLines(FrameType.signal, 9, { signal: 15 });
+  expect(await gather(9)).toEqual({ stdout: '', stderr: '', signal: '15' });
+});
+
+test.each([
+  [['no-such-command-here'], {}, "no-such-command-here can't be run: No such file or directory"],
+  [['/etc/passwd'], {}, "/etc/passwd can't be run: Permission denied"],
+  [
+    ['true'],
+    { cwd: '/no/such' },
+    "the folder /no/such can't be entered: No such file or directory",
+  ],
+])("a command %j that can't run ends with the reason", async (command, options, error) => {
+  expect(await run(command, options)).toEqual({ stdout: '', stderr: '', error });
+  expect(agent.frames.filter((frame) => frame.type === FrameType.started)).toEqual([]);
+});
+
+test('4 MB of output arrive in order, and never more than the window is under way', async () => {
+  const script =
+    'i=0; while [ $i -lt 64 ]; do head -c 65536 /dev/zero | tr "\\0" "$(printf "\\\\$(printf %o $((33+i)))")"; i=$((i+1)); done';
+  agent.sendMessage(FrameType.exec, 2, execPayload(['sh', '-c', script]));
+  let [taken, bytes] = [0, 0];
+  const chunks: Buffer[] = [];
+  while (bytes < EXEC_WINDOW_BYTES) {
+    const { payload } = await agent.next(FrameType.stdout, 2);
+    chunks.push(payload);
+    bytes += payload.length;
+  }
+  await agent.settle();
+  expect(
+    agent.frames.filter((frame) => frame.stream === 2 && frame.type === FrameType.stdout),
+  ).toEqual([]);
+  expect(bytes).toBe(EXEC_WINDOW_BYTES);
+  agent.sendLines(FrameType.credit, 2, { bytes });
+  taken = bytes;
+  const rest = await gather(2);
+  const all = Buffer.concat([...chunks, Buffer.from(rest.stdout, 'latin1')]);
+  expect(taken + rest.stdout.length).toBe(64 * 65_536);
+  for (let block = 0; block < 64; block += 1) {
+    const part = all.subarray(block * 65_536, (block + 1) * 65_536);
+    expect(part.every((byte) => byte === 33 + block)).toBe(true);
+  }
+});
+
+test('a command ends although a process it left behind holds its pipes', async () => {
+  const exit = await run(['sh', '-c', 'sleep 60 & echo $!; exit 3']);
+  expect(exit).toMatchObject({ stderr: '', code: '3' });
+  process.kill(Number(exit.stdout), 'SIGKILL');
+  const flood = await run(['sh', '-c', 'while :; do echo flood; done & echo $!; exit 4']);
+  expect(flood).toMatchObject({ code: '4' });
+  process.kill(Number(flood.stdout.match(/\d+/)![0]), 'SIGKILL');
+});
+
+test('many commands run side by side', async () => {
+  const streams = Array.from({ length: 40 }, (_, index) => index + 1);
+  const exits = await Promise.all(
+    streams.map((stream) => run(['sh', '-c', `echo ${stream}; exit ${stream}`], { stream })),
+  );
+  expect(exits).toEqual(
+    streams.map((stream) => ({ stdout: `${stream}\n`, stderr: '', code: `${stream}` })),
+  );
+});
+
+test('PREPARED comes after all that was buffered; then nothing until RESUME', async () => {
+  const one = await program();
+  one.sendMessage(FrameType.request, 0, Buffer.alloc(1_000_000, 'v'));
+  const { stream } = await agent.message(FrameType.request);
+  agent.sendMessage(
+    FrameType.exec,
+    5,
+    execPayload(['sh', '-c', 'read line; echo "$line"; sleep 60']),
+  );
+  await lines(FrameType.started, 5);
+  await prepare();
+  expect(inFolder('cgroup/cgroup.freeze')).toBe('1');
+  agent.frames.length = 0;
+  // Whatever happens in the guest now is told later only.
+  one.sendMessage(FrameType.request, 0, Buffer.from('asked in the freeze'));
+  agent.send(FrameType.stdin, 5, Buffer.from('line\n'));
+  agent.send(FrameType.ping, 1);
+  const late = await program();
+  late.socket.destroy();
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  expect(agent.frames).toEqual([]);
+  resume('parent');
+  // The response stands in the port right behind RESUME, and is delivered after the repair.
+  agent.sendMessage(FrameType.response, stream, Buffer.from('id 0'));
+  expect(await agent.next([...Object.values(FrameType)])).toMatchObject({
+    type: FrameType.resumed,
+  });
+  expect(`${(await one.message(FrameType.response)).payload}`).toBe('id 0');
+  expect((await agent.next(FrameType.stdout, 5)).payload.toString()).toBe('line\n');
+  expect(`${(await agent.message(FrameType.request)).payload}`).toBe('asked in the freeze');
+  await agent.next(FrameType.pong);
+  expect(inFolder('cgroup/cgroup.freeze')).toMatch(/0$/);
+  expect(inFolder('identity.log')).toMatch(/^entropy 32\ntime \d+\n$/);
+  expect(existsSync(join(folder, 'etc/hostname'))).toBe(false);
+});
+
+test('a clone gets its own names, and its commands full windows', async () => {
+  agent.sendMessage(FrameType.exec, 6, execPayload(['sh', '-c', 'cat; head -c 300000 /dev/zero']));
+  agent.send(FrameType.stdin, 6, Buffer.alloc(0), FLAG_END);
+  let parentBytes = 0;
+  while (parentBytes < EXEC_WINDOW_BYTES) {
+    parentBytes += (await agent.next(FrameType.stdout, 6)).payload.length;
+  }
+  await prepare();
+  resume('clone', { hostname: 'vm-7-clone-2' });
+  expect(await lines(FrameType.resumed)).toEqual({ fork: 'f1', ok: '1' });
+  expect(inFolder('identity.log')).toMatch(/^entropy 32\ntime \d+\nhostname vm-7-clone-2\n$/);
+  expect(inFolder('etc/hostname')).toBe('vm-7-clone-2\n');
+  expect(inFolder('etc/machine-id')).toMatch(/^[0-9a-f]{32}\n$/);
+  const rest = await gather(6);
+  expect(rest).toMatchObject({ code: '0' });
+  expect(rest.stdout.length).toBe(300_000 - EXEC_WINDOW_BYTES);
+});
+
+test.each([
+  ['the repair fails', { role: 'clone' }, 'no entropy today', 'no entropy today'],
+  ['there is no entropy', { role: 'clone', entropy: '' }, '', 'RESUME without entropy'],
+  [
+    'the entropy is not hex',
+    { role: 'parent', entropy: `${entropy}xyz` },
+    '',
+    'RESUME without entropy',
+  ],
+  ['the role is unknown', { role: 'sibling' }, '', "RESUME with the role 'sibling'"],
+  ['the name is none', { role: 'clone', hostname: 'a b' }, '', 'RESUME without a host name'],
+])(
+  'nothing is released when %s; a later RESUME may mend it',
+  async (_name, fields, fail, error) => {
+    const one = await program();
+    one.sendMessage(FrameType.request, 0, Buffer.from('fork'));
+    const { stream } = await agent.message(FrameType.request);
+    await prepare();
+    if (fail !== '') writeFileSync(join(folder, 'fail'), fail);
+    resume(fields.role, fields);
+    expect(await lines(FrameType.resumed)).toEqual({ fork: 'f1', error });
+    expect(inFolder('cgroup/cgroup.freeze')).toBe('1');
+    agent.sendMessage(FrameType.response, stream, Buffer.from('id 1'));
+    one.sendMessage(FrameType.request, 0, Buffer.from('next'));
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    expect([
+      ...agent.frames.filter((frame) => frame.type !== FrameType.hello),
+      ...one.frames,
+    ]).toEqual([]);
+    rmSync(join(folder, 'fail'), { force: true });
+    resume('clone');
+    expect(await lines(FrameType.resumed)).toEqual({ fork: 'f1', ok: '1' });
+    expect(`${(await one.message(FrameType.response)).payload}`).toBe('id 1');
+    expect(`${(await agent.message(FrameType.request)).payload}`).toBe('next');
+  },
+);
+
+test('a freeze that was given up ends with role failed', async () => {
+  await prepare();
+  agent.sendLines(FrameType.resume, 0, { fork: 'f1', role: 'failed' });
+  expect(await lines(FrameType.resumed)).toEqual({ fork: 'f1', ok: '1' });
+  expect(await run(['echo', 'on'])).toMatchObject({ stdout: 'on\n' });
+});
+
+test.each([
+  ['random bytes', Buffer.from('b3b1f3a9c0ffee00deadbeef0102030405060708', 'hex')],
+  ['a frame that is too long', header(0xffff_ffff, FrameType.ping)],
+  ["a frame of the guest's", header(0, FrameType.hello)],
+  ['an EXEC without strings', header(0, FrameType.exec)],
+  ['a signal that is none', header(0, FrameType.signal)],
+])('%s from the agent end the session, and a new one begins', async (_name, bytes) => {
+  await lines(FrameType.hello);
+  const one = await program();
+  one.sendMessage(FrameType.request, 0, Buffer.from('a'));
+  await agent.message(FrameType.request);
+  agent.sendMessage(FrameType.exec, 1, execPayload(['sleep', '60']));
+  const { pid } = await lines(FrameType.started);
+  agent.socket.write(bytes);
+  await one.closed;
+  await lines(FrameType.hello);
+  expect(words).toContain('not understood');
+  await agent.settle();
+  expect(await run(['echo', 'fine'])).toMatchObject({ stdout: 'fine\n', code: '0' });
+  while (existsSync(`/proc/${pid}`)) await new Promise((resolve) => setTimeout(resolve, 20));
+});
+
+test('garbage within a freeze releases nothing', async () => {
+  const one = await program();
+  one.sendMessage(FrameType.request, 0, Buffer.from('a'));
+  const { stream } = await agent.message(FrameType.request);
+  await prepare();
+  agent.frames.length = 0;
+  agent.socket.write(Buffer.alloc(100, 0xff));
+  agent.socket.write(Buffer.alloc(12));
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  expect([...agent.frames, ...one.frames]).toEqual([]);
+  resume('clone');
+  expect(await lines(FrameType.resumed)).toEqual({ fork: 'f1', ok: '1' });
+  agent.sendMessage(FrameType.response, stream, Buffer.from('b'));
+  expect(`${(await one.message(FrameType.response)).payload}`).toBe('b');
+});
+
+test('a copy whose port is connected late waits for its RESUME', async () => {
+  const one = await program();
+  one.sendMessage(FrameType.request, 0, Buffer.from('fork'));
+  const { stream } = await agent.message(FrameType.request);
+  await prepare();
+  agent.socket.destroy();
+  agent = await port.accept();
+  resume('clone');
+  agent.sendMessage(FrameType.response, stream, Buffer.from('id 1'));
+  expect(await agent.next([...Object.values(FrameType)])).toMatchObject({
+    type: FrameType.resumed,
+  });
+  expect(`${(await one.message(FrameType.response)).payload}`).toBe('id 1');
+});
+
+test('it burns no processor time while it waits', async () => {
+  await prepare();
+  const ticks = () => {
+    const fields = readFileSync(`/proc/${daemon.pid}/stat`, 'utf8').split(') ')[1]!.split(' ');
+    return Number(fields[11]) + Number(fields[12]);
+  };
+  const before = ticks();
+  await new Promise((resolve) => setTimeout(resolve, 400));
+  await port.close();
+  await new Promise((resolve) => setTimeout(resolve, 400));
+  expect(ticks() - before).toBeLessThan(20);
+});
