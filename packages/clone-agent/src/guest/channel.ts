@@ -146,6 +146,11 @@ export class GuestChannel {
     this.#send(encodeResponse(request, answer));
   }
 
+  /** The request is answered by other means: with `resume`. */
+  forget(request: PendingRequest): void {
+    this.#pending.delete(requestKey(request));
+  }
+
   /** Runs a command. @throws SnowforkError SF_GUEST_NOT_READY, SF_BAD_REQUEST. */
   async exec(request: ExecRequest, signal: AbortSignal): Promise<GuestExec> {
     this.#assertUsable();

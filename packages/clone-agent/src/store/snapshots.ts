@@ -17,6 +17,7 @@ import {
   SnowforkError,
 } from '@snowfork/sdk/api';
 import { z } from 'zod';
+import type { NoteLocation } from '../freeze/vmcoreinfo.js';
 import type { StateFolder } from './state-folder.js';
 
 const ownObjectSchema = z.object({
@@ -73,6 +74,8 @@ export interface Snapshot {
   readonly holders: Set<string>;
   map: PageMap | undefined;
   freeze: FreezeTimes | undefined;
+  /** Where its guest has its VMCOREINFO; null when it has none, undefined before anybody looked. */
+  note: NoteLocation | null | undefined;
 }
 
 /** What a freeze found, to complete a snapshot that was begun. */
@@ -276,6 +279,11 @@ export class SnapshotStore {
     return { map: this.pageMap(snapshot), layers };
   }
 
+  /** The RAM as QEMU maps it. */
+  ramPath(snapshot: Snapshot): string {
+    return path.join(this.#state.mount, snapshot.file.id, ramObject(snapshot).name);
+  }
+
   deviceState(snapshot: Snapshot): string {
     return path.join(snapshot.folder, 'device');
   }
@@ -381,7 +389,7 @@ export function ramObject(snapshot: Snapshot): OwnObject {
 
 function newSnapshot(file: SnapshotFile, folder: string, persistent: boolean): Snapshot {
   const none = { users: new Set<string>(), holders: new Set<string>() };
-  return { file, folder, persistent, ...none, map: undefined, freeze: undefined };
+  return { file, folder, persistent, ...none, map: undefined, freeze: undefined, note: undefined };
 }
 
 /** The page map of an object that lies in one layer, whole. */

@@ -15,15 +15,16 @@ import {
 } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { z } from 'zod';
-import { encodeResponse, type PendingRequest } from '../guest/channel.js';
+import { type ChannelHandlers, encodeResponse, type PendingRequest } from '../guest/channel.js';
 import type { QemuProcess } from '../hypervisor/qemu.js';
 import type { Settings } from '../settings.js';
 import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
 import { type Freezing, freezeVm, frozenObjects } from './freeze-vm.js';
 import { Room } from './room.js';
-import { startClone } from './start-clone.js';
+import { connectClone, runClone } from './start-clone.js';
 import { type Ticket, Tickets } from './tickets.js';
 import { type Descent, describeEnd, Vm } from './vm.js';
+import { readVmStats } from './vm-stats.js';
 
 /** VMs that ended and are still listed. */
 const ENDED_REMEMBERED_MAX = 1000;
@@ -281,9 +282,9 @@ export class Families {
       this.#ended(ended),
     );
     try {
-      await frozen;
+      await Promise.all([frozen, connectClone(vm, this.#handlersFor(vm))]);
     } catch (error) {
-      vm.finish({ how: 'lost', reason: 'its parent could not be frozen' });
+      vm.finish({ how: 'lost', reason: 'it could not be prepared' });
       throw error;
     }
     this.#vms.set(vm.id, vm);
@@ -293,19 +294,23 @@ export class Families {
     vm.owner = caller !== undefined && !caller.detached ? caller.stream : undefined;
     const answers = pending.map((request) => encodeResponse(request, { error: forkedAway(request) }));
     if (caller !== undefined) {
-      answers.push(encodeResponse(caller, { result: cloneAnswer(caller.method, snapshot, ticket, cloneId) }));
+      const result = cloneAnswer(caller.method, snapshot, ticket, cloneId);
+      answers.push(encodeResponse(caller, { result }));
     }
-    const handlers = {
-      hello: () => {},
-      request: (request: PendingRequest, params: unknown) => this.#guestAsks(vm, request, params),
-      closed: (stream: number) => this.#programEnded(vm, stream),
-      log: (bytes: Buffer) => vm.logs.push(bytes),
-      lost: (reason: string) => vm.logs.push(Buffer.from(`snowfork: ${reason}\n`)),
-    };
     const { store } = this.#context;
-    await startClone(vm, { store, handlers, answers, startedMs, calledAt, warm, signal });
+    await runClone(vm, { store, answers, startedMs, calledAt, warm, signal });
     this.#context.changed('vm', vm.id);
     return vm;
+  }
+
+  #handlersFor(vm: Vm): ChannelHandlers {
+    return {
+      hello: () => {},
+      request: (request, params) => this.#guestAsks(vm, request, params),
+      closed: (stream) => this.#programEnded(vm, stream),
+      log: (bytes) => vm.logs.push(bytes),
+      lost: (reason) => vm.logs.push(Buffer.from(`snowfork: ${reason}\n`)),
+    };
   }
 
   #ended(vm: Vm): void {
@@ -334,7 +339,7 @@ export class Families {
 
   /** The program that a clone belongs to is gone; if it said goodbye, the VM has ended already. */
   #programEnded(vm: Vm, stream: number): void {
-    if (vm.owner !== stream) return;
+    if (vm.owner !== stream || vm.exiting) return;
     vm.finish({ how: 'lost', reason: 'its program ended without sf.exit' });
   }
 
@@ -372,7 +377,7 @@ export class Families {
       case 'createClones':
         return answer(this.#createClonesFor(vm, parse('createClones', params), signal));
       case 'exit':
-        vm.finish({ how: 'exited', value: Buffer.from(parse('exit', params).value) });
+        await this.#exit(vm, Buffer.from(parse('exit', params).value));
         return;
       case 'join':
         return answer(await this.#joinFor(vm, parse('join', params), signal));
@@ -390,6 +395,14 @@ export class Families {
         return answer({ vm: vm.id, id: cloneId, family: vm.family, ...(parent ? { parent } : {}) });
       }
     }
+  }
+
+  /** The first value counts: what comes while the VM is being measured is not heard. */
+  async #exit(vm: Vm, value: Buffer): Promise<void> {
+    if (vm.exiting) return;
+    vm.exiting = true;
+    vm.lastStats = await readVmStats(vm).catch(() => undefined);
+    vm.finish({ how: 'exited', value });
   }
 
   #createClonesFor(vm: Vm, params: GuestParams<'createClones'>, signal: AbortSignal): unknown {

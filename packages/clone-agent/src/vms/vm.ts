@@ -47,6 +47,8 @@ export class Vm {
   endedAt: number | undefined;
   end: RawEnd | undefined;
   lastStats: VmStats | undefined;
+  /** Its program has said goodbye; the end is a moment away. */
+  exiting = false;
   readonly #ended = withResolvers<RawEnd>();
   readonly #onEnd: (vm: Vm) => void;
   #consoleSocket: net.Socket | undefined;

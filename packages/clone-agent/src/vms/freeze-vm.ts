@@ -1,0 +1,205 @@
+// Freezes one VM into a snapshot that was begun: asks the guest to be quiet, stops it, takes its
+// device state and its memory, lets it go on. Whatever fails, the VM goes on unharmed and the
+// snapshot is abandoned. Called by `families.ts`, one freeze of a VM at a time.
+
+import { randomBytes } from 'node:crypto';
+import fs from 'node:fs';
+import { type FreezeTimes, SnowforkError } from '@snowfork/sdk/api';
+import type { Logger } from 'pino';
+import { type MemoryFreeze, prepareFreeze } from '../freeze/freeze-memory.js';
+import { findNoteLocation } from '../freeze/vmcoreinfo.js';
+import { encodeResponse, type PendingRequest } from '../guest/channel.js';
+import { ramObject, type Snapshot, type SnapshotFile, type SnapshotStore } from '../store/snapshots.js';
+import { anonymousBytes } from './room.js';
+import { ENTROPY_BYTES } from './start-clone.js';
+import type { Vm } from './vm.js';
+
+export interface FreezeOptions {
+  readonly store: SnapshotStore;
+  readonly log: Logger;
+  readonly forkId: string;
+  /** The program that asked; it gets `parentAnswer` here, and its own answer in every clone. */
+  readonly caller: { readonly request: PendingRequest; readonly detached: boolean } | undefined;
+  readonly parentAnswer: unknown;
+  readonly signal: AbortSignal;
+  /** The new layer may take this much. */
+  readonly availableBytes: () => number;
+}
+
+export interface Freezing {
+  readonly times: FreezeTimes;
+}
+
+/** The objects of a snapshot of a VM that was cloned from `base`: RAM of its own, the rest inherited. */
+export function frozenObjects(base: Snapshot): SnapshotFile['objects'] {
+  return base.file.objects.map((object) => {
+    if (object.name === 'ram') return { ...ramObject(base), layers: [] };
+    if ('from' in object) return object;
+    const { name, sizeBytes } = object;
+    return { name, sizeBytes, from: `${base.file.id}/${name}` };
+  });
+}
+
+/**
+ * @throws SnowforkError SF_GUEST_NOT_READY, SF_VM_GONE, SF_LAYERS_FULL, SF_NO_ROOM, SF_QEMU_FAILED,
+ * SF_ABORTED; the snapshot is abandoned then and the VM goes on.
+ */
+export async function freezeVm(
+  vm: Vm,
+  snapshot: Snapshot,
+  options: FreezeOptions,
+): Promise<Freezing> {
+  const { store } = options;
+  const since = stopwatch();
+  try {
+    const channel = vm.guest();
+    assertRoomForLayer(vm, options.availableBytes());
+    const memory = beginMemory(vm, store);
+    try {
+      await channel.prepare(options.forkId, options.signal);
+    } catch (error) {
+      memory.abandon();
+      throw error;
+    }
+    const prepareMs = since();
+    const guest = guestState(channel.pendingRequests(), options.caller);
+    try {
+      const { pauseMs, parts } = await pauseAndCopy(vm, snapshot, store, memory);
+      await completeSnapshot(vm, snapshot, { store, memory, guest });
+      snapshot.freeze = { prepareMs, pauseMs, parts };
+    } catch (error) {
+      memory.abandon();
+      endQuiet(vm, 'failed', options);
+      throw error;
+    }
+    endQuiet(vm, 'parent', options);
+    return { times: snapshot.freeze };
+  } catch (error) {
+    store.abandon(snapshot);
+    throw SnowforkError.from(error);
+  }
+}
+
+function beginMemory(vm: Vm, store: SnapshotStore): MemoryFreeze {
+  const { base, newest } = vm;
+  base.note ??= findNoteLocation(fs.readFileSync(store.deviceState(base))) ?? null;
+  return prepareFreeze({
+    pid: vm.qemu.pid,
+    ramPath: store.ramPath(base),
+    base: store.memory(base),
+    last: store.memory(newest),
+    newLayer: store.newLayer(false),
+    note: base.note ?? undefined,
+  });
+}
+
+/** The pause. The guest is quiet already; the VM runs again when this returns or throws. */
+async function pauseAndCopy(
+  vm: Vm,
+  snapshot: Snapshot,
+  store: SnapshotStore,
+  memory: MemoryFreeze,
+): Promise<{ pauseMs: number; parts: Record<string, number> }> {
+  const since = stopwatch();
+  const parts: Record<string, number> = {};
+  vm.state = 'frozen';
+  try {
+    await vm.qemu.pause();
+    parts.stop = since();
+    await vm.qemu.saveDeviceState(store.deviceState(snapshot));
+    parts.deviceState = since() - parts.stop;
+    memory.run();
+    parts.memory = since() - parts.deviceState - parts.stop;
+  } finally {
+    // Also after a failure: the parent must not be harmed by a fork that did not come off.
+    if (vm.end === undefined) await resumeOrLose(vm);
+  }
+  const pauseMs = since();
+  parts.cont = pauseMs - parts.stop! - parts.deviceState! - parts.memory!;
+  return { pauseMs, parts };
+}
+
+async function resumeOrLose(vm: Vm): Promise<void> {
+  try {
+    await vm.qemu.resume();
+    vm.state = 'running';
+  } catch (cause) {
+    vm.finish({ how: 'lost', reason: `it could not go on after a freeze: ${String(cause)}` });
+  }
+}
+
+/**
+ * The parent's programs go on: after a fork with their answer, and with renewed what the clones have
+ * a copy of; after one that failed as if nothing had been. Nobody waits for it.
+ */
+function endQuiet(vm: Vm, role: 'parent' | 'failed', options: FreezeOptions): void {
+  const { caller, forkId, parentAnswer, log } = options;
+  const answers: Buffer[] = [];
+  if (role === 'parent' && caller !== undefined) {
+    answers.push(encodeResponse(caller.request, { result: parentAnswer }));
+    vm.channel?.forget(caller.request);
+  }
+  const entropy = randomBytes(ENTROPY_BYTES);
+  const facts = { fork: forkId, role, id: 0, hostname: vm.id, entropy };
+  vm.channel?.resume(facts, NEVER, answers).catch((error: unknown) => {
+    if (vm.end !== undefined) return;
+    log.error({ vm: vm.id, err: error }, 'the guest side did not come back from a freeze');
+    vm.logs.push(Buffer.from(`snowfork: ${String(error)}\n`));
+  });
+}
+
+async function completeSnapshot(
+  vm: Vm,
+  snapshot: Snapshot,
+  from: { store: SnapshotStore; memory: MemoryFreeze; guest: SnapshotFile['guest'] },
+): Promise<void> {
+  const { store, memory, guest } = from;
+  const frozen = memory.finish();
+  await store.complete(snapshot, {
+    map: frozen.map,
+    layers: frozen.layers.map((layer) => layer.id),
+    pages: frozen.counts,
+    layerBytes: frozen.storedBytes,
+    deviceStateBytes: fs.statSync(store.deviceState(snapshot)).size,
+    guest,
+  });
+  snapshot.note = vm.base.note;
+  const older = vm.newest;
+  vm.newest = snapshot;
+  snapshot.holders.add(`newest of ${vm.id}`);
+  if (older !== vm.base) {
+    older.holders.delete(`newest of ${vm.id}`);
+    store.collect(older);
+  }
+}
+
+/** What clones must know of the programs' requests: the caller's apart, as it succeeds in them. */
+function guestState(
+  pending: PendingRequest[],
+  caller: FreezeOptions['caller'],
+): SnapshotFile['guest'] {
+  if (caller === undefined) return { pending };
+  const { stream, id, method } = caller.request;
+  return {
+    caller: { stream, id, method, detached: caller.detached },
+    pending: pending.filter((request) => request.stream !== stream || request.id !== id),
+  };
+}
+
+/** @throws SnowforkError SF_NO_ROOM: the layer could take as much as the VM has of its own. */
+function assertRoomForLayer(vm: Vm, availableBytes: number): void {
+  const layerBytesMax = anonymousBytes(vm.qemu.pid);
+  if (layerBytesMax <= availableBytes) return;
+  throw new SnowforkError(
+    'SF_NO_ROOM',
+    `freezing ${vm.id} may take ${layerBytesMax} bytes of memory, ${availableBytes} are left`,
+  );
+}
+
+function stopwatch(): () => number {
+  const startedAt = performance.now();
+  return () => performance.now() - startedAt;
+}
+
+/** The parent's return is not bound to the caller's patience. */
+const NEVER = new AbortController().signal;

@@ -1,0 +1,62 @@
+// From a snapshot to a running clone, in two steps: `connectClone` while the snapshot may still be in
+// the making, `runClone` when it is complete. A clone that does not come up whole is ended: it is
+// never handed out. Called by `families.ts`.
+
+import { randomBytes } from 'node:crypto';
+import fs from 'node:fs';
+import { SnowforkError } from '@snowfork/sdk/api';
+import { type ChannelHandlers, GuestChannel } from '../guest/channel.js';
+import { synthesiseStream } from '../hypervisor/device-stream.js';
+import type { SnapshotStore } from '../store/snapshots.js';
+import type { Vm } from './vm.js';
+
+/** Fresh bytes from the host for the guest's random generator. */
+export const ENTROPY_BYTES = 64;
+
+/** Connects console and port before the guest runs, so that no byte of either is lost. */
+export async function connectClone(vm: Vm, handlers: ChannelHandlers): Promise<void> {
+  const [channel] = await Promise.all([
+    GuestChannel.connect(vm.qemu.portSocket, handlers, { frozen: true }),
+    vm.openConsole(),
+  ]);
+  vm.channel = channel;
+}
+
+export interface CloneStart {
+  readonly store: SnapshotStore;
+  /** Responses for the programs that the clone inherits; they get them when its identity is its own. */
+  readonly answers: Buffer[];
+  /** When the fork was asked for, by `performance.now()`. */
+  readonly calledAt: number;
+  readonly startedMs: number;
+  readonly warm: boolean;
+  readonly signal: AbortSignal;
+}
+
+/** @throws SnowforkError SF_CLONE_FAILED with the reason; the clone has ended then. */
+export async function runClone(vm: Vm, start: CloneStart): Promise<void> {
+  const since = () => performance.now() - start.calledAt;
+  const { startedMs, warm, signal } = start;
+  try {
+    const deviceState = fs.readFileSync(start.store.deviceState(vm.base));
+    await vm.qemu.loadState(synthesiseStream(deviceState, vm.machine.machineType), signal);
+    const loadedMs = since();
+    await vm.qemu.resume();
+    const resumedMs = since();
+    const facts = {
+      fork: vm.id,
+      role: 'clone',
+      id: vm.descent.cloneId ?? 0,
+      hostname: vm.id,
+      entropy: randomBytes(ENTROPY_BYTES),
+    } as const;
+    await vm.channel!.resume(facts, signal, start.answers);
+    vm.assertAlive();
+    vm.times = { startedMs, loadedMs, resumedMs, answeredMs: since(), warm };
+    vm.state = 'running';
+  } catch (cause) {
+    const error = SnowforkError.from(cause, 'SF_CLONE_FAILED');
+    vm.finish({ how: 'lost', reason: error.message });
+    throw error;
+  }
+}
