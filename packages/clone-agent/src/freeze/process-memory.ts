@@ -1,0 +1,374 @@
+// Reads the RAM of a running or stopped QEMU from outside: where it is mapped, which of its pages the
+// process has for its own (written, so no longer the file's), and their bytes. It never writes there and
+// knows nothing of guests. Called by the freeze; Linux only, for the owner of the process or root.
+
+import fs from 'node:fs';
+import { SnowforkError } from '@snowfork/sdk/api';
+import koffi from 'koffi';
+
+export const PAGE_BYTES = 4096;
+
+/** Most pieces that one `readPages` gathers: IOV_MAX of the kernel. */
+export const GATHER_PAGES_MAX = 1024;
+
+/** Runs of pages, in order and not touching: run i is pages starts[i] … starts[i] + counts[i] − 1. */
+export interface PageRuns {
+  readonly starts: Int32Array;
+  readonly counts: Int32Array;
+  /** Runs in use of the arrays, which are larger. */
+  readonly length: number;
+  /** Sum of the counts. */
+  readonly pages: number;
+}
+
+/** Where QEMU has the RAM: `pages` pages from `startAddress` on, without a gap. */
+export interface RamMapping {
+  readonly startAddress: number;
+  readonly pages: number;
+}
+
+/** Memory that the kernel may write into; its address is asked for once, as that is slow. */
+export interface TransferBuffer {
+  readonly bytes: Buffer;
+  /** The same memory. */
+  readonly words: Int32Array;
+  readonly address: number;
+}
+
+export function createTransferBuffer(pages: number): TransferBuffer {
+  const bytes = Buffer.allocUnsafeSlow(pages * PAGE_BYTES);
+  const words = new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+  return { bytes, words, address: Number(koffi.address(bytes)) };
+}
+
+export class ProcessMemory {
+  readonly pid: number;
+  readonly mapping: RamMapping;
+  readonly #pagemap: number;
+  readonly #mem: number;
+  #canScan = true;
+  #canReadVectors = true;
+
+  /** @throws SnowforkError SF_VM_GONE when there is no such process, SF_QEMU_FAILED without the mapping. */
+  constructor(options: { pid: number; path: string }) {
+    this.pid = options.pid;
+    let maps: string;
+    try {
+      maps = fs.readFileSync(`/proc/${options.pid}/maps`, 'utf8');
+      this.mapping = findMapping(maps, options.path);
+      this.#pagemap = fs.openSync(`/proc/${options.pid}/pagemap`, 'r');
+    } catch (error) {
+      throw this.#failure('opening the memory of QEMU', error);
+    }
+    try {
+      this.#mem = fs.openSync(`/proc/${options.pid}/mem`, 'r');
+    } catch (error) {
+      fs.closeSync(this.#pagemap);
+      throw this.#failure('opening the memory of QEMU', error);
+    }
+  }
+
+  close(): void {
+    fs.closeSync(this.#pagemap);
+    fs.closeSync(this.#mem);
+  }
+
+  /**
+   * The pages that are the process' own: present or swapped out, and not of the file. A page that was
+   * only read is the file's; one that was ever written is not, even when it is all zero.
+   */
+  privatePages(): PageRuns {
+    const found = new RunList();
+    try {
+      if (!this.#canScan || !this.#scanPagemap(found)) {
+        this.#canScan = false;
+        this.#readPagemap(found);
+      }
+    } catch (error) {
+      throw this.#failure('reading the page map of QEMU', error);
+    }
+    return found;
+  }
+
+  /** Fills `target` from its byte `offset` on with `count` pages of the RAM from `page` on. */
+  readRange(page: number, count: number, target: TransferBuffer, offset: number): void {
+    single[0] = page;
+    this.#gather(single, 1, count, target, offset);
+  }
+
+  /** Puts the `length` first pages of the ascending list `pages` into `target`, without gaps. */
+  readPages(pages: Int32Array, length: number, target: TransferBuffer): void {
+    this.#gather(pages, length, 1, target, 0);
+  }
+
+  /** Each entry of the list stands for `each` pages (more than one only in a list of one entry). */
+  #gather(
+    list: Int32Array,
+    length: number,
+    each: number,
+    target: TransferBuffer,
+    offset: number,
+  ): void {
+    const bytes = length * each * PAGE_BYTES;
+    const pieces = remotePieces(list, length, each, this.mapping);
+    if (this.#canReadVectors) {
+      setVector(localVector, 0, target.address + offset, bytes);
+      const read = processVmReadv(this.pid, localVector, 1, remoteVector, pieces, 0);
+      if (read === bytes) return;
+      const errno = read < 0 ? koffi.errno() : ERRNO.EFAULT;
+      if (errno !== ERRNO.EPERM && errno !== ERRNO.ENOSYS) {
+        throw this.#failure('reading the RAM of QEMU', errnoError(errno));
+      }
+      this.#canReadVectors = false;
+    }
+    let done = offset;
+    try {
+      for (let piece = 0; piece < pieces; piece++) {
+        const length = remoteVector[piece * VECTOR_WORDS + 2]!;
+        const address =
+          remoteVector[piece * VECTOR_WORDS]! + remoteVector[piece * VECTOR_WORDS + 1]! * WORD;
+        readFully(this.#mem, target.bytes, done, length, address);
+        done += length;
+      }
+    } catch (error) {
+      throw this.#failure('reading the RAM of QEMU', error);
+    }
+  }
+
+  /** PAGEMAP_SCAN (Linux 6.7): the kernel skips what is not mapped. False when it has no such call. */
+  #scanPagemap(found: RunList): boolean {
+    const { startAddress, pages } = this.mapping;
+    const endAddress = startAddress + pages * PAGE_BYTES;
+    let from = startAddress;
+    while (from < endAddress) {
+      scanRequest.fill(0n);
+      scanRequest[SCAN.size] = BigInt(scanRequest.byteLength);
+      scanRequest[SCAN.start] = BigInt(from);
+      scanRequest[SCAN.end] = BigInt(endAddress);
+      scanRequest[SCAN.vector] = scanRegionsAddress;
+      scanRequest[SCAN.vectorLength] = BigInt(SCAN_REGIONS);
+      scanRequest[SCAN.inverted] = CATEGORY.file;
+      scanRequest[SCAN.all] = CATEGORY.file;
+      scanRequest[SCAN.any] = CATEGORY.present | CATEGORY.swapped;
+      const regions = ioctl(this.#pagemap, PAGEMAP_SCAN, scanRequest);
+      if (regions < 0) {
+        const errno = koffi.errno();
+        if (errno === ERRNO.EINTR) continue;
+        if (from === startAddress && (errno === ERRNO.ENOTTY || errno === ERRNO.EINVAL)) {
+          return false;
+        }
+        throw errnoError(errno);
+      }
+      for (let region = 0; region < regions; region++) {
+        const first = (Number(scanRegions[region * 3]) - startAddress) / PAGE_BYTES;
+        const end = (Number(scanRegions[region * 3 + 1]) - startAddress) / PAGE_BYTES;
+        found.add(first, end - first);
+      }
+      const walked = Number(scanRequest[SCAN.walkEnd]);
+      if (walked <= from) throw errnoError(ERRNO.EFAULT);
+      from = walked;
+    }
+    return true;
+  }
+
+  /** What every kernel has: 8 bytes for each page, mapped or not. */
+  #readPagemap(found: RunList): void {
+    const { startAddress, pages } = this.mapping;
+    const block = Buffer.allocUnsafe(Math.min(pages, PAGEMAP_BLOCK_PAGES) * 8);
+    for (let page = 0; page < pages; page += PAGEMAP_BLOCK_PAGES) {
+      const count = Math.min(pages - page, PAGEMAP_BLOCK_PAGES);
+      readFully(this.#pagemap, block, 0, count * 8, (startAddress / PAGE_BYTES + page) * 8);
+      for (let i = 0; i < count; i++) {
+        const flags = block[i * 8 + 7]!;
+        const isThere = (flags & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED)) !== 0;
+        if (isThere && (flags & PAGEMAP_FILE) === 0) found.add(page + i, 1);
+      }
+    }
+  }
+
+  #failure(doing: string, cause: unknown): SnowforkError {
+    if (cause instanceof SnowforkError) return cause;
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    const code = (cause as NodeJS.ErrnoException).code;
+    if (code === 'ESRCH' || isGone(this.pid)) {
+      return new SnowforkError('SF_VM_GONE', `QEMU (process ${this.pid}) has ended`, { cause });
+    }
+    if (code === 'EACCES' || code === 'EPERM') {
+      const message = `${doing} (process ${this.pid}) is not permitted: run as its owner or as root`;
+      return new SnowforkError('SF_PERMISSION', message, { cause });
+    }
+    const message = `${doing} (process ${this.pid}) failed: ${reason}`;
+    return new SnowforkError('SF_QEMU_FAILED', message, { cause });
+  }
+}
+
+/**
+ * The mapping of `path` in the text of /proc/PID/maps. The kernel splits a mapping into several lines
+ * where parts of it were advised or protected differently: neighbours in memory and in the file are one.
+ */
+export function findMapping(maps: string, path: string): RamMapping {
+  let startAddress = 0;
+  let endAddress = 0;
+  let fileOffset = 0;
+  for (const line of maps.split('\n')) {
+    const match = /^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+ +(.*)$/.exec(line);
+    if (match === null || !isPath(match[4]!, path)) continue;
+    const start = Number.parseInt(match[1]!, 16);
+    const end = Number.parseInt(match[2]!, 16);
+    const offset = Number.parseInt(match[3]!, 16);
+    if (endAddress === 0 && offset === 0) {
+      startAddress = start;
+      endAddress = end;
+    } else if (start === endAddress && offset === fileOffset) {
+      endAddress = end;
+    } else {
+      throw new SnowforkError('SF_QEMU_FAILED', `QEMU has mapped ${path} in more than one place`);
+    }
+    fileOffset = offset + (end - start);
+  }
+  if (endAddress === 0) {
+    throw new SnowforkError('SF_QEMU_FAILED', `QEMU has not mapped ${path}`);
+  }
+  return { startAddress, pages: (endAddress - startAddress) / PAGE_BYTES };
+}
+
+/** The kernel writes a line feed as \012 and marks a file that was unlinked. */
+function isPath(shown: string, path: string): boolean {
+  const escaped = path.replaceAll('\n', '\\012');
+  return shown === escaped || shown === `${escaped} (deleted)`;
+}
+
+const WORD = 2 ** 32;
+const VECTOR_WORDS = 4; // struct iovec: u64 address, u64 length; here as pairs of 32 bits
+const PAGEMAP_BLOCK_PAGES = 131_072; // 1 MiB of page map
+const PAGEMAP_PRESENT = 0x80; // bit 63
+const PAGEMAP_SWAPPED = 0x40; // bit 62
+const PAGEMAP_FILE = 0x20; // bit 61
+
+const PAGEMAP_SCAN = 0xc0606610; // _IOWR('f', 16, struct pm_scan_arg)
+/** Index of each u64 of struct pm_scan_arg (linux/fs.h). */
+const SCAN = {
+  size: 0,
+  start: 2,
+  end: 3,
+  walkEnd: 4,
+  vector: 5,
+  vectorLength: 6,
+  inverted: 8,
+  all: 9,
+  any: 10,
+} as const;
+const SCAN_WORDS = 12;
+const SCAN_REGIONS = 8192;
+const CATEGORY = { file: 1n << 2n, present: 1n << 3n, swapped: 1n << 4n } as const;
+const ERRNO = koffi.os.errno as Record<
+  'EPERM' | 'ESRCH' | 'EINTR' | 'EFAULT' | 'EINVAL' | 'ENOTTY' | 'ENOSYS',
+  number
+>;
+
+const libc = koffi.load('libc.so.6');
+const processVmReadv: (
+  pid: number,
+  local: Uint32Array,
+  localLength: number,
+  remote: Uint32Array,
+  remoteLength: number,
+  flags: number,
+) => number = libc.func(
+  'long process_vm_readv(int, void *local, ulong, void *remote, ulong, ulong flags)',
+);
+const ioctl: (fd: number, request: number, argument: BigUint64Array) => number = libc.func(
+  'int ioctl(int, ulong, void *)',
+);
+
+// Scratch of calls that never wait, so that two freezes at a time can share it.
+const single = new Int32Array(1);
+const localVector = new Uint32Array(VECTOR_WORDS);
+const remoteVector = new Uint32Array(VECTOR_WORDS * GATHER_PAGES_MAX);
+const scanRequest = new BigUint64Array(SCAN_WORDS);
+const scanRegions = new BigUint64Array(3 * SCAN_REGIONS); // struct page_region: start, end, categories
+const scanRegionsAddress = koffi.address(scanRegions);
+
+/** Fills the remote vector, neighbours joined; returns the number of pieces. */
+function remotePieces(list: Int32Array, length: number, each: number, mapping: RamMapping): number {
+  let pieces = 0;
+  for (let i = 0; i < length; ) {
+    const first = list[i]!;
+    let count = each;
+    for (i++; i < length && list[i] === first + count; i++) count++;
+    if (pieces === GATHER_PAGES_MAX || first < 0 || first + count > mapping.pages) {
+      throw new RangeError(`pages ${first} to ${first + count} of a RAM of ${mapping.pages}`);
+    }
+    const address = mapping.startAddress + first * PAGE_BYTES;
+    setVector(remoteVector, pieces, address, count * PAGE_BYTES);
+    pieces++;
+  }
+  return pieces;
+}
+
+function setVector(vector: Uint32Array, index: number, address: number, length: number): void {
+  const at = index * VECTOR_WORDS;
+  vector[at] = address >>> 0;
+  vector[at + 1] = Math.floor(address / WORD);
+  vector[at + 2] = length;
+  vector[at + 3] = 0;
+}
+
+function readFully(
+  fd: number,
+  target: Buffer,
+  offset: number,
+  length: number,
+  position: number,
+): void {
+  for (let done = 0; done < length; ) {
+    const read = fs.readSync(fd, target, offset + done, length - done, position + done);
+    if (read === 0) throw errnoError(ERRNO.ESRCH); // the kernel's word for a process without memory
+    done += read;
+  }
+}
+
+function errnoError(errno: number): Error {
+  const code = Object.entries(koffi.os.errno).find(([, value]) => value === errno)?.[0];
+  return Object.assign(new Error(code ?? `errno ${errno}`), { code, errno });
+}
+
+function isGone(pid: number): boolean {
+  try {
+    const status = fs.readFileSync(`/proc/${pid}/stat`, 'latin1');
+    const state = status.slice(status.lastIndexOf(')') + 2, status.lastIndexOf(')') + 3);
+    return state === 'Z' || state === 'X';
+  } catch {
+    return true;
+  }
+}
+
+/** Grows by doubling; a run that touches the one before it is joined to it. */
+class RunList implements PageRuns {
+  starts = new Int32Array(1024);
+  counts = new Int32Array(1024);
+  length = 0;
+  pages = 0;
+
+  add(start: number, count: number): void {
+    this.pages += count;
+    const last = this.length - 1;
+    if (last >= 0 && this.starts[last]! + this.counts[last]! === start) {
+      this.counts[last]! += count;
+      return;
+    }
+    if (this.length === this.starts.length) {
+      this.starts = doubled(this.starts);
+      this.counts = doubled(this.counts);
+    }
+    this.starts[this.length] = start;
+    this.counts[this.length] = count;
+    this.length++;
+  }
+}
+
+function doubled(from: Int32Array): Int32Array<ArrayBuffer> {
+  const larger = new Int32Array(from.length * 2);
+  larger.set(from);
+  return larger;
+}
