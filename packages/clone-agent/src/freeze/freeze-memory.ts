@@ -57,7 +57,7 @@ export interface FreezeMemoryOptions {
   /** The newest snapshot frozen from this VM; `base` when there is none. */
   readonly last: LayerStack;
   readonly newLayer: LayerFile;
-  /** Where the guest has its VMCOREINFO; without it no page counts as free. */
+  /** Where the guest has its VMCOREINFO, if that is known already; see `run`. */
   readonly note?: NoteLocation | undefined;
 }
 
@@ -130,7 +130,7 @@ export class MemoryFreeze {
       throw error;
     }
     try {
-      const { runs, free } = this.#search();
+      const { runs, free } = this.#search(options.note);
       reserve.prepare(Math.ceil((countCopies(runs, free.isFree) * 9) / 8 / PIECE_PAGES) + 1);
     } catch (error) {
       this.abandon();
@@ -141,13 +141,14 @@ export class MemoryFreeze {
   /**
    * In the pause. Synchronous: a switch to other work would be part of the pause.
    *
+   * @param note Where the guest has its VMCOREINFO; without it no page counts as free.
    * @throws SnowforkError SF_VM_GONE, SF_QEMU_FAILED, SF_LAYERS_FULL; the new layer is gone then.
    */
-  run(): void {
+  run(note: NoteLocation | undefined = this.#options.note): void {
     this.#expect('prepared');
     this.#state = 'run';
     try {
-      const { runs, free, privateMs, freeMs } = this.#search();
+      const { runs, free, privateMs, freeMs } = this.#search(note);
       const started = performance.now();
       this.#free = free;
       this.#privatePages = runs.pages;
@@ -216,18 +217,22 @@ export class MemoryFreeze {
     this.#state = 'ended';
     for (const piece of this.#copies) reserve.giveBack(piece);
     this.#copies.length = 0;
-    reserve.trim();
     this.#memory.close();
     this.#readers.close();
     fs.closeSync(this.#layerFd);
   }
 
-  #search(): { runs: PageRuns; free: FreePages; privateMs: number; freeMs: number } {
+  #search(note: NoteLocation | undefined): {
+    runs: PageRuns;
+    free: FreePages;
+    privateMs: number;
+    freeMs: number;
+  } {
     const started = performance.now();
     const runs = this.#memory.privatePages();
     const scanned = performance.now();
-    const { base, note } = this.#options;
-    const source = new FrozenPages(runs, this.#memory, this.#readers, base.map.entries);
+    const { entries } = this.#options.base.map;
+    const source = new FrozenPages(runs, this.#memory, this.#readers, entries);
     const free = findFreePages({ source, note, cache: introspectionCache });
     return { runs, free, privateMs: scanned - started, freeMs: performance.now() - scanned };
   }

@@ -8,8 +8,9 @@ import { createTransferBuffer, PAGE_BYTES, type TransferBuffer } from './process
 export const PIECE_PAGES = 256;
 /** All freezes together take no more: 256 MiB. What does not fit is stored within the pause. */
 export const RESERVE_PIECES_MAX = 256;
-/** Kept for the next freeze: 32 MiB. */
+/** Kept for good: 32 MiB. What a freeze took beyond that is kept for the next one that comes soon. */
 export const RESERVE_PIECES_KEPT = 32;
+export const RESERVE_IDLE_MS = 60_000;
 
 /** Copies of the pages listed in the first `length` entries of `pages`, without gaps. */
 export interface ReservePiece {
@@ -21,6 +22,7 @@ export interface ReservePiece {
 export class PageReserve {
   readonly #idle: ReservePiece[] = [];
   #pieces = 0;
+  #trimTimer: NodeJS.Timeout | undefined;
 
   /** Pieces that nobody uses. */
   get idlePieces(): number {
@@ -41,13 +43,15 @@ export class PageReserve {
     return this.#pieces < RESERVE_PIECES_MAX ? this.#create() : undefined;
   }
 
+  /** What is not worth keeping is let go when no freeze has needed it for a while. */
   giveBack(piece: ReservePiece): void {
     piece.length = 0;
     this.#idle.push(piece);
+    clearTimeout(this.#trimTimer);
+    this.#trimTimer = setTimeout(() => this.#trim(), RESERVE_IDLE_MS).unref();
   }
 
-  /** Lets go of what is idle and not worth keeping. */
-  trim(): void {
+  #trim(): void {
     const dropped = Math.max(0, this.#idle.length - RESERVE_PIECES_KEPT);
     this.#idle.length -= dropped;
     this.#pieces -= dropped;

@@ -46,12 +46,19 @@ export class ProcessMemory {
   readonly mapping: RamMapping;
   readonly #pagemap: number;
   readonly #mem: number;
-  #canScan = true;
-  #canReadVectors = true;
+  #canScan: boolean;
+  #canReadVectors: boolean;
 
   /** @throws SnowforkError SF_VM_GONE when there is no such process, SF_QEMU_FAILED without the mapping. */
-  constructor(options: { pid: number; path: string }) {
+  constructor(options: {
+    pid: number;
+    path: string;
+    /** False: as on a kernel that lacks PAGEMAP_SCAN and process_vm_readv. */
+    newCalls?: boolean;
+  }) {
     this.pid = options.pid;
+    this.#canScan = options.newCalls ?? true;
+    this.#canReadVectors = this.#canScan;
     let maps: string;
     try {
       maps = fs.readFileSync(`/proc/${options.pid}/maps`, 'utf8');
