@@ -34,7 +34,7 @@ export interface ConnectOptions {
  * ```
  *
  * @throws SnowforkError SF_AGENT_UNREACHABLE (with the last lines of agent.log when it was started and
- * failed), SF_PERMISSION, SF_ABORTED, SF_BAD_REQUEST when the state folder's path is too long.
+ * failed; `details.running` is false when there is none and `start` is false), SF_PERMISSION, SF_ABORTED, SF_BAD_REQUEST when the state folder's path is too long.
  */
 export async function connect(options: ConnectOptions = {}): Promise<Host> {
   const { signal, start = true, accelerator } = options;
@@ -46,7 +46,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Host> {
     if (await answers(transport, signal)) return new Host(transport, stateFolder);
     if (!start) {
       const message = `no agent is running for ${stateFolder}: start it with \`sf up\``;
-      throw new SnowforkError('SF_AGENT_UNREACHABLE', message);
+      throw new SnowforkError('SF_AGENT_UNREACHABLE', message, { details: { running: false } });
     }
     await startAgent({
       stateFolder,
@@ -77,7 +77,7 @@ async function answers(transport: Transport, signal: AbortSignal | undefined): P
     throw new SnowforkError(
       'SF_AGENT_UNREACHABLE',
       `the agent accepts connections on ${transport.socketPath} but does not answer: see agent.log`,
-      { cause: error },
+      { cause: error, details: { running: true } },
     );
   }
 }

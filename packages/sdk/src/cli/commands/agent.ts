@@ -1,0 +1,180 @@
+// `sf up`, `down`, `stats` and `demo`: the agent itself. Called by `program.ts`.
+
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { SnowforkError } from '../../api/errors.js';
+import type { Accelerator, HostInfo, HostStats, VmStats } from '../../api/schemas.js';
+import type { Host } from '../../host/host.js';
+import type { CommandSpec, Session } from '../command.js';
+import { formatBytes, formatDuration, PAGE_BYTES } from '../format.js';
+import type { Output } from '../output.js';
+
+const DEMO_FOLDER = '../../../../../examples/dist/01-parallel-map/';
+
+const up: CommandSpec = {
+  syntax: 'up',
+  summary: "start this host's agent in the background",
+  details:
+    'Succeeds when an agent runs already. The accelerator is KVM where a probe boots on it, else TCG.',
+  options: [{ flags: '--accel <name>', summary: 'force the accelerator', choices: ['kvm', 'tcg'] }],
+  examples: [
+    { line: 'sf up', says: 'start the agent' },
+    { line: 'sf up --accel tcg', says: 'with software emulation' },
+    { line: 'sf --state ~/sf up', says: 'with a state folder of your own' },
+  ],
+  exits: [
+    { code: '3', when: 'the agent did not start; its last words are shown' },
+    { code: '5', when: 'an agent runs already with another accelerator than --accel' },
+  ],
+  async run(session, _args, options) {
+    const accelerator = options.accel as Accelerator | undefined;
+    const running = await connectToRunning(session);
+    const host = running ?? (await session.connect({ accelerator }));
+    const info = await host.info({ signal: session.interrupts.signal });
+    assertAccelerator(info, accelerator);
+    const started = running === undefined;
+    if (session.output.json) session.output.document({ started, ...info });
+    else session.output.line(describe(info, started));
+  },
+};
+
+const down: CommandSpec = {
+  syntax: 'down',
+  summary: 'end all VMs and the agent',
+  details: 'Succeeds when no agent runs. Images and their snapshots stay.',
+  examples: [{ line: 'sf down', says: 'end everything' }],
+  exits: [{ code: '7', when: 'the VMs have ended but the agent has not' }],
+  async run(session) {
+    const host = await connectToRunning(session);
+    if (host !== undefined) await host.shutDown({ signal: session.interrupts.signal });
+    const stopped = host !== undefined;
+    if (session.output.json) session.output.document({ stopped });
+    else session.output.line(stopped ? 'the agent has ended' : 'no agent was running');
+  },
+};
+
+export const hostStats: CommandSpec = {
+  syntax: 'stats [vm]',
+  summary: 'memory and pages of the host, or of one VM',
+  examples: [
+    { line: 'sf stats', says: 'memory, warm pool and pager of this host' },
+    { line: 'sf stats 7f3a', says: 'what one VM holds of its own and shares' },
+    { line: 'sf stats --json', says: 'all figures, in bytes and pages' },
+  ],
+  async run(session, [id]) {
+    const host = await session.connect();
+    const { output, interrupts } = session;
+    const { signal } = interrupts;
+    if (id === undefined) {
+      const stats = await host.stats({ signal });
+      if (output.json) output.document(stats);
+      else printHost(output, stats);
+      return;
+    }
+    const vm = await host.vm(id, { signal });
+    const stats = await vm.stats({ signal });
+    if (output.json) output.document(stats);
+    else printVm(output, stats);
+  },
+};
+
+const demo: CommandSpec = {
+  syntax: 'demo',
+  summary: 'prices options by Monte Carlo in a VM that forks 8 clones',
+  details: 'Runs examples/01-parallel-map; the first time it builds the image it needs.',
+  examples: [{ line: 'sf demo', says: 'watch a VM fork itself' }],
+  exits: [{ code: '1', when: "the example's own failure" }],
+  async run({ output, interrupts }, _args, options) {
+    const program = fileURLToPath(new URL(`${DEMO_FOLDER}main.js`, import.meta.url));
+    if (!existsSync(program)) {
+      const message = `the example is not built (${program}): run \`npm run build\` in the project`;
+      throw new SnowforkError('SF_BAD_REQUEST', message);
+    }
+    const state = options.state as string | undefined;
+    const child = spawn(process.execPath, [program, ...(output.json ? ['--json'] : [])], {
+      stdio: 'inherit',
+      env: state === undefined ? process.env : { ...process.env, SNOWFORK_STATE: state },
+    });
+    // A terminal sends Ctrl-C to the example as well: it ends by itself.
+    interrupts.interceptNext(() => {});
+    interrupts.signal.addEventListener('abort', () => child.kill('SIGTERM'), { once: true });
+    return await new Promise<number>((resolve, reject) => {
+      child.once('error', reject);
+      child.once('exit', (code) => resolve(code ?? 130));
+    });
+  },
+};
+
+export const agentCommands = { up, down, demo };
+
+/** The running agent; undefined when there is none. */
+async function connectToRunning(session: Session): Promise<Host | undefined> {
+  try {
+    return await session.connect({ start: false });
+  } catch (error) {
+    if (!(error instanceof SnowforkError) || error.code !== 'SF_AGENT_UNREACHABLE') throw error;
+    if (error.details.running !== false) throw error;
+    return undefined;
+  }
+}
+
+function assertAccelerator(info: HostInfo, wanted: Accelerator | undefined): void {
+  const { accelerator } = info.qemu;
+  if (wanted === undefined || wanted === accelerator) return;
+  const message = `the agent runs with ${accelerator}, not ${wanted}: end it first by \`sf down\``;
+  throw new SnowforkError('SF_INCOMPATIBLE', message, { details: { accelerator, wanted } });
+}
+
+function describe(info: HostInfo, started: boolean): string {
+  const { version, pid, qemu, stateFolder } = info;
+  const verb = started ? 'started' : 'runs already';
+  return (
+    `agent ${version} ${verb}: process ${pid}, QEMU ${qemu.version} with ${qemu.accelerator}, ` +
+    `state in ${stateFolder}`
+  );
+}
+
+function printHost(output: Output, { memory, pool, pager }: HostStats): void {
+  const rows: [string, string][] = [
+    [
+      'memory',
+      `${formatBytes(memory.availableBytes)} of ${formatBytes(memory.totalBytes)} available`,
+    ],
+    ['promised', `${formatBytes(memory.promisedBytes)} that VMs may still grow by`],
+    ['room', `${formatBytes(memory.roomBytes)} for new VMs`],
+    ['layers', `${formatBytes(memory.layersBytes)} of ${formatBytes(memory.layersBytesMax)}`],
+    ['warm pool', `${pool.ready} of ${pool.size} ready, ${formatBytes(pool.pssBytes)}`],
+    ['pager', `process ${pager.pid}, ${pager.objects.length} objects`],
+  ];
+  for (const [name, value] of rows) output.line(`${name.padEnd(10)} ${value}`);
+  if (pager.objects.length === 0) return;
+  output.line('');
+  output.table(
+    ['OBJECT', 'READS', 'ZERO PAGES', 'LOCAL PAGES', 'REFUSED', 'STORED'],
+    pager.objects.map((object) => [
+      `${object.snapshot}/${object.object}`,
+      String(object.reads),
+      String(object.zeroPages),
+      String(object.localPages),
+      String(object.refusedReads),
+      String(object.storedPages),
+    ]),
+  );
+}
+
+function printVm(output: Output, stats: VmStats): void {
+  const pages = (count: number) => `${count} pages, ${formatBytes(count * PAGE_BYTES)}`;
+  const rows: [string, string][] = [
+    [
+      'memory',
+      `${formatBytes(stats.pssBytes)}, of it RAM of the guest ${formatBytes(stats.ramPssBytes)}`,
+    ],
+    ['touched', pages(stats.touchedPages)],
+    ['private', pages(stats.privatePages)],
+    ['shared', pages(stats.sharedPages)],
+    ['free', `${pages(stats.freePages)}, never fetched`],
+    ['processor', formatDuration(stats.cpuMs)],
+  ];
+  for (const [name, value] of rows) output.line(`${name.padEnd(10)} ${value}`);
+}

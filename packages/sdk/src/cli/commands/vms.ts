@@ -1,0 +1,140 @@
+// `sf launch`, `ps`, `tree`, `wait`, `kill`. Called by `program.ts`.
+
+import type { VmInfo } from '../../api/schemas.js';
+import { valueToJson } from '../../api/value.js';
+import type { Host } from '../../host/host.js';
+import { type CommandSpec, EXIT_FAILED, EXIT_OK, parseSeconds } from '../command.js';
+import { formatDuration, formatEnd, PAGE_BYTES } from '../format.js';
+import { familyTree, renderTree } from '../tree.js';
+
+const launch: CommandSpec = {
+  syntax: 'launch <image>',
+  summary: 'start a VM of an image and print its id',
+  examples: [
+    { line: 'sf launch minimal', says: 'ready in a fraction of a second: nothing boots' },
+    { line: 'vm=$(sf launch minimal)', says: 'keep the id' },
+  ],
+  exits: [{ code: '6', when: 'the host has no room for one more VM' }],
+  async run({ output, interrupts, connect }, [image = '']) {
+    const vm = await (await connect()).launch(image, { signal: interrupts.signal });
+    if (output.json) output.document(vm.initialInfo);
+    else output.line(vm.id);
+  },
+};
+
+const list: CommandSpec = {
+  syntax: 'ps',
+  summary: 'list VMs',
+  options: [{ flags: '-a, --all', summary: 'those too that ended lately' }],
+  examples: [
+    { line: 'sf ps', says: 'running VMs' },
+    { line: 'sf ps --all --json', says: 'also the ended ones, with how they ended' },
+  ],
+  async run({ output, interrupts, connect }, _args, { all = false }) {
+    const host = await connect();
+    const vms = await host.vms({ all: all === true, signal: interrupts.signal });
+    if (output.json) return output.document({ vms: vms.map(jsonVm) });
+    const now = Date.now();
+    output.table(
+      ['ID', 'IMAGE', 'STATE', 'PARENT', 'CLONE', 'AGE', 'END'],
+      vms.map((vm) => [
+        vm.id,
+        vm.image,
+        vm.state,
+        vm.parent ?? '-',
+        vm.cloneId === undefined ? '-' : String(vm.cloneId),
+        formatDuration((vm.endedAt ?? now) - vm.startedAt),
+        vm.end === undefined ? '' : formatEnd(vm.end),
+      ]),
+    );
+  },
+};
+
+const tree: CommandSpec = {
+  syntax: 'tree',
+  summary: 'draw the families: who forked whom, and what each holds of its own',
+  options: [{ flags: '-a, --all', summary: 'also families of which nobody runs' }],
+  examples: [
+    { line: 'sf tree', says: 'id, image, state, private memory, age, how ended' },
+    { line: 'sf tree --all --json', says: 'the same, nested, as JSON' },
+  ],
+  async run({ output, interrupts, connect }, _args, { all = false }) {
+    const host = await connect();
+    const { signal } = interrupts;
+    const vms = await host.vms({ all: true, signal });
+    const running = new Set(vms.filter((vm) => vm.state !== 'ended').map((vm) => vm.family));
+    const shown = all === true ? vms : vms.filter((vm) => running.has(vm.family));
+    const families = familyTree(shown, await privateBytesOf(host, shown, signal));
+    if (output.json) return output.document({ families: families.map(jsonNode) });
+    for (const line of renderTree(families, Date.now())) output.line(line);
+    if (families.length === 0) output.note('no VM runs: `sf launch <image>` starts one');
+  },
+};
+
+const wait: CommandSpec = {
+  syntax: 'wait <vm>',
+  summary: 'wait until a VM has ended and print how',
+  options: [{ flags: '--timeout <seconds>', summary: 'give up after this', parse: parseSeconds }],
+  examples: [{ line: 'sf wait 7f3a --timeout 60', says: 'wait at most a minute' }],
+  exits: [
+    { code: '1', when: 'it was killed or lost, it did not exit by itself' },
+    { code: '7', when: 'it still runs' },
+  ],
+  async run({ output, interrupts, connect }, [id = ''], { timeout }) {
+    const { signal } = interrupts;
+    const vm = await (await connect()).vm(id, { signal });
+    const end = await vm.wait({ signal, timeoutMs: timeout as number | undefined });
+    if (output.json) output.document(jsonEnd(end));
+    else output.line(formatEnd(end));
+    return end.how === 'exited' ? EXIT_OK : EXIT_FAILED;
+  },
+};
+
+const kill: CommandSpec = {
+  syntax: 'kill <vm...>',
+  summary: 'end VMs at once',
+  examples: [{ line: 'sf kill 7f3a 81c0', says: 'their clones go on' }],
+  exits: [{ code: '4', when: 'one of them is not known; those named before it are killed' }],
+  async run({ output, interrupts, connect }, ids) {
+    const host = await connect();
+    for (const id of ids) {
+      const vm = await host.vm(id, { signal: interrupts.signal });
+      await vm.kill();
+      output.line(id);
+    }
+    if (output.json) output.document({ killed: ids });
+  },
+};
+
+export const vmCommands = [launch, list, tree, wait, kill] as const;
+
+/** Private memory of those that run; one that ends meanwhile has none. */
+async function privateBytesOf(
+  host: Host,
+  vms: readonly VmInfo[],
+  signal: AbortSignal,
+): Promise<Map<string, number>> {
+  const sizes = new Map<string, number>();
+  const running = vms.filter((vm) => vm.state !== 'ended');
+  const measure = async ({ id }: VmInfo) => {
+    const vm = await host.vm(id, { signal });
+    sizes.set(id, (await vm.stats({ signal })).privatePages * PAGE_BYTES);
+  };
+  await Promise.allSettled(running.map(measure));
+  if (signal.aborted) throw signal.reason;
+  return sizes;
+}
+
+function jsonVm(vm: VmInfo): VmInfo {
+  return vm.end === undefined ? vm : { ...vm, end: jsonEnd(vm.end) };
+}
+
+function jsonEnd(end: NonNullable<VmInfo['end']>): NonNullable<VmInfo['end']> {
+  return end.how === 'exited' ? { ...end, value: valueToJson(end.value) } : end;
+}
+
+type Node = ReturnType<typeof familyTree>[number];
+
+function jsonNode({ vm, privateBytes, children }: Node): unknown {
+  return { ...jsonVm(vm), privateBytes, children: children.map(jsonNode) };
+}
