@@ -1,1 +1,2 @@
+export * from './object.js';
 export * from './page-map.js';

@@ -1,0 +1,82 @@
+// The entry of the pager process: `node main.js --fuse-fd N --run FOLDER`. The agent starts it with
+// /dev/fuse as an inherited descriptor (`client.ts`). It ends when the mount has gone or on SIGTERM,
+// and may be started again on the same descriptor at any time; it keeps nothing that could be lost.
+
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { parseArgs } from 'node:util';
+import koffi from 'koffi';
+import { LISTENING_LINE, PAGER_SOCKET } from './client.js';
+import { listenForCommands } from './control.js';
+import { Pager } from './pager.js';
+
+/** Faults come before whatever else wants a processor. */
+const PRIORITY = -10;
+const COMPLAINTS_PER_SECOND_MAX = 10;
+
+/**
+ * Ends the process at once. Its threads block in read(2) on /dev/fuse, so `process.exit`, which waits
+ * for them, would not return.
+ */
+const exitNow: (code: number) => void = koffi.load('libc.so.6').func('void _exit(int code)');
+
+function log(message: string): void {
+  try {
+    fs.writeSync(process.stderr.fd, `${new Date().toISOString()} pager: ${message}\n`);
+  } catch {
+    // Whoever read the log has gone; faults must still be served.
+  }
+}
+
+let complaints = 0;
+function complain(message: string): void {
+  if (complaints === 0) {
+    setTimeout(() => {
+      const unsaid = complaints - COMPLAINTS_PER_SECOND_MAX;
+      if (unsaid > 0) log(`and ${unsaid} complaints more`);
+      complaints = 0;
+    }, 1000);
+  }
+  complaints += 1;
+  if (complaints <= COMPLAINTS_PER_SECOND_MAX) log(message);
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: { 'fuse-fd': { type: 'string' }, run: { type: 'string' } },
+  });
+  const fuseDescriptor = Number(values['fuse-fd']);
+  const runFolder = values.run;
+  if (!Number.isInteger(fuseDescriptor) || runFolder === undefined) {
+    throw new Error('usage: main.js --fuse-fd N --run FOLDER');
+  }
+  // Before the threads start: each inherits it.
+  try {
+    os.setPriority(PRIORITY);
+  } catch {
+    log('no right to a higher priority: faults will be slower when the host is busy');
+  }
+  const pager = new Pager(
+    { fuseDescriptor, runFolder },
+    {
+      complain,
+      gone: () => exitNow(0),
+      failed: (error) => {
+        log(`failed: ${error.stack ?? error.message}`);
+        exitNow(1);
+      },
+    },
+  );
+  // A terminal's Ctrl-C is for the agent; VMs still need their pages.
+  for (const signal of ['SIGINT', 'SIGHUP'] as const) process.on(signal, () => {});
+  process.on('SIGTERM', () => void pager.quiet().then(() => exitNow(0)));
+  await listenForCommands(path.join(runFolder, PAGER_SOCKET), pager.commands);
+  process.stdout.on('error', () => {});
+  process.stdout.write(`${LISTENING_LINE}\n`);
+}
+
+main().catch((error: unknown) => {
+  log(`did not start: ${error instanceof Error ? error.message : String(error)}`);
+  exitNow(1);
+});

@@ -1,0 +1,170 @@
+// The main thread of the pager process: puts its parts together and carries out what the agent asks
+// by the control socket. It answers what the serving threads pass on; it owns the registry and with
+// it all descriptors of layers.
+
+import fs from 'node:fs';
+import { z } from 'zod';
+import { MAIN_THREAD } from './board.js';
+import type { Command } from './control.js';
+import { DeferredReads } from './deferred-reads.js';
+import { Filesystem } from './filesystem.js';
+import {
+  decodeHeader,
+  decodeRead,
+  encodeInvalidateEntry,
+  encodeInvalidateInode,
+  encodeResend,
+  newRequestHeader,
+  Opcode,
+} from './fuse-wire.js';
+import { LatencyHistogram } from './histogram.js';
+import { ROOT_NODE } from './nodes.js';
+import { Registry } from './objects.js';
+import { PageServer } from './page-server.js';
+import { Counter, ServedObject } from './served-object.js';
+import { errorCode, FuseReplies } from './session.js';
+import { StoreRequests } from './stores.js';
+import { Threads } from './threads.js';
+
+const snapshotArgument = z.object({ snapshot: z.string() });
+
+export interface PagerEvents {
+  /** The mount has gone; there is nothing left to do. */
+  gone(): void;
+  /** The pager can't go on and must be started again. */
+  failed(error: Error): void;
+  complain(message: string): void;
+}
+
+export class Pager {
+  readonly #threads: Threads;
+  readonly #server: PageServer;
+  readonly #registry: Registry;
+  readonly #deferred: DeferredReads;
+  readonly #filesystem: Filesystem;
+  readonly #events: PagerEvents;
+
+  constructor(of: { fuseDescriptor: number; runFolder: string }, events: PagerEvents) {
+    this.#events = events;
+    const { complain } = events;
+    askAgain(of.fuseDescriptor, complain);
+    this.#threads = new Threads({
+      fuseDescriptor: of.fuseDescriptor,
+      failed: events.failed,
+      heard: (word) => {
+        if (word.kind === 'request') this.#take(Buffer.from(word.request), word.startedAt);
+        else if (word.kind === 'complaint') complain(word.message);
+        else if (word.kind === 'gone') events.gone();
+      },
+    });
+    const replies = new FuseReplies(of.fuseDescriptor);
+    const stores = new StoreRequests(this.#threads.storesMemory, MAIN_THREAD);
+    const histogram = new LatencyHistogram(this.#threads.histogramMemory, MAIN_THREAD);
+    this.#server = new PageServer({ replies, stores, complain });
+    const server = this.#server;
+    this.#registry = new Registry(of.runFolder, {
+      complain,
+      loaded: (object) => {
+        server.objects.set(object.nodeid, new ServedObject(object, MAIN_THREAD));
+        this.#threads.publishObject(object);
+      },
+    });
+    const registry = this.#registry;
+    const answered = (startedAt: number) =>
+      histogram.count(performance.timeOrigin + performance.now() - startedAt);
+    this.#deferred = new DeferredReads({ server, registry, replies, answered, complain });
+    this.#filesystem = new Filesystem({
+      registry,
+      replies,
+      opened: (nodeid) => setImmediate(() => this.#loadEarly(nodeid)),
+      forgotten: (nodeid) => server.objects.get(nodeid)?.windows.forget(),
+    });
+  }
+
+  readonly commands: Readonly<Record<string, Command>> = {
+    ping: () => ({ pid: process.pid }),
+    ready: (args) => this.#ready(snapshotArgument.parse(args).snapshot),
+    drop: (args) => this.#drop(snapshotArgument.parse(args).snapshot),
+    stats: () => this.#stats(),
+  };
+
+  /** Resolves when no request is half answered by a serving thread. */
+  async quiet(): Promise<void> {
+    await this.#threads.quiet();
+  }
+
+  #take(request: Buffer, startedAt: number): void {
+    const header = newRequestHeader();
+    try {
+      decodeHeader(request, request.length, header);
+      if (header.opcode !== Opcode.read) {
+        this.#filesystem.handle(header, request);
+        return;
+      }
+      const wanted = { offset: 0, sizeBytes: 0 };
+      decodeRead(request, request.length, wanted);
+      this.#deferred.take({ header, wanted, startedAt });
+    } catch (error) {
+      this.#events.complain(`a request that can't be served: ${String(error)}`);
+    }
+  }
+
+  /** The first READ finds everything in place. */
+  #loadEarly(nodeid: number): void {
+    try {
+      this.#registry.load(nodeid);
+    } catch (error) {
+      this.#events.complain(`node ${nodeid} can't be served: ${String(error)}`);
+    }
+  }
+
+  /** The freeze of a snapshot has ended: its content is there. */
+  #ready(id: string): void {
+    this.#registry.loadAll(id);
+    this.#deferred.retryParked();
+  }
+
+  /** The snapshot goes: nothing of it stays open, and the kernel forgets its pages. */
+  async #drop(id: string): Promise<void> {
+    const dropped = this.#registry.dropped(id);
+    const notifications = [encodeInvalidateEntry(ROOT_NODE, id)];
+    if (dropped !== undefined) {
+      const close = this.#registry.forget(id);
+      for (const node of dropped.nodes) this.#server.objects.delete(node);
+      await this.#deferred.drop(dropped.number);
+      await this.#threads.dropObjects(dropped.nodes);
+      close();
+      notifications.push(...dropped.nodes.map(encodeInvalidateInode));
+    }
+    await this.#threads.tellKernel(notifications);
+  }
+
+  #stats(): object {
+    const objects = [...this.#server.objects.values()].map((object) => ({
+      snapshot: object.shared.snapshot,
+      object: object.shared.name,
+      reads: object.total(Counter.reads),
+      zeroPages: object.total(Counter.zeroPages),
+      localPages: object.total(Counter.localPages),
+      refusedReads: object.total(Counter.refusedReads),
+      storedPages: object.total(Counter.storedPages),
+    }));
+    return {
+      pid: process.pid,
+      objects,
+      latencyUsBuckets: this.#threads.latencyUsBuckets(),
+      droppedStores: this.#threads.droppedStores(),
+      parkedReads: this.#deferred.parkedCount,
+      refusedParkedReads: this.#deferred.refused,
+    };
+  }
+}
+
+/** What a pager took that has died is asked for again (Linux 6.9 and later); nothing at first start. */
+function askAgain(fuseDescriptor: number, complain: (message: string) => void): void {
+  try {
+    fs.writeSync(fuseDescriptor, encodeResend());
+  } catch (error) {
+    complain(`this kernel does not send requests again: ${errorCode(error)}`);
+  }
+}

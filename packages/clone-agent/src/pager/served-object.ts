@@ -1,0 +1,124 @@
+// An object as a thread of the pager serves it. The page map, what is under way, what was pushed and
+// the counters lie in memory that all threads share; the layers' descriptors are the process's. Made
+// by the registry on the main thread, published to the others, used by all.
+
+import { type Layer, PAGE_BYTES, PagedObject } from '@snowfork/memserver';
+import { THREADS } from './board.js';
+import { newPushWindowsMemory, PushWindows, type PushWindowsMemory } from './push-windows.js';
+
+/** The object that a VM maps as its memory; the others are disks. */
+const MEMORY_OBJECT = 'ram';
+
+/** What the main thread sends to the others. */
+export interface SharedObject {
+  readonly nodeid: number;
+  readonly snapshot: string;
+  readonly name: string;
+  readonly sizeBytes: number;
+  readonly layers: readonly Layer[];
+  readonly entries: SharedArrayBuffer;
+  /** One bit for each page that a READ waits for. */
+  readonly underWay: SharedArrayBuffer;
+  readonly windows: PushWindowsMemory;
+  /** `Counter` for each thread. */
+  readonly counters: SharedArrayBuffer;
+}
+
+export const Counter = {
+  reads: 0,
+  zeroPages: 1,
+  localPages: 2,
+  refusedReads: 3,
+  storedPages: 4,
+} as const;
+const COUNTERS = 5;
+
+export function newSharedObject(
+  of: Pick<SharedObject, 'nodeid' | 'snapshot' | 'name' | 'sizeBytes' | 'layers'> & {
+    entries: Uint16Array;
+  },
+): SharedObject {
+  const pages = of.entries.length;
+  const entries = new SharedArrayBuffer(pages * Uint16Array.BYTES_PER_ELEMENT);
+  new Uint16Array(entries).set(of.entries);
+  return {
+    nodeid: of.nodeid,
+    snapshot: of.snapshot,
+    name: of.name,
+    sizeBytes: of.sizeBytes,
+    layers: of.layers,
+    entries,
+    underWay: new SharedArrayBuffer(Math.ceil(pages / 32) * Int32Array.BYTES_PER_ELEMENT),
+    windows: newPushWindowsMemory(pages),
+    counters: new SharedArrayBuffer(THREADS * COUNTERS * Float64Array.BYTES_PER_ELEMENT),
+  };
+}
+
+/** True for the file that QEMU maps; disks are read past the kernel's cache (`Filesystem`). */
+export function isMemory(objectName: string): boolean {
+  return objectName === MEMORY_OBJECT;
+}
+
+export class ServedObject {
+  readonly shared: SharedObject;
+  readonly paged: PagedObject;
+  readonly windows: PushWindows;
+  readonly isMemory: boolean;
+  /** This thread's own; nobody else writes it. */
+  readonly counters: Float64Array;
+  readonly #underWay: Int32Array;
+
+  constructor(shared: SharedObject, thread: number) {
+    this.shared = shared;
+    this.isMemory = isMemory(shared.name);
+    const entries = new Uint16Array(shared.entries);
+    this.paged = new PagedObject({ entries, layers: shared.layers, sizeBytes: shared.sizeBytes });
+    const bytes = COUNTERS * Float64Array.BYTES_PER_ELEMENT;
+    this.counters = new Float64Array(shared.counters, thread * bytes, COUNTERS);
+    this.#underWay = new Int32Array(shared.underWay);
+    this.windows = new PushWindows(shared.windows, entries.length);
+  }
+
+  /** Whether the pages can be had without another host. All layers are local in this release. */
+  atHand(_firstPage: number, _count: number): boolean {
+    return true;
+  }
+
+  count(counter: number, by: number): void {
+    this.counters[counter]! += by;
+  }
+
+  /** Of all threads together. */
+  total(counter: number): number {
+    const all = new Float64Array(this.shared.counters);
+    let sum = 0;
+    for (let thread = 0; thread < THREADS; thread += 1) sum += all[thread * COUNTERS + counter]!;
+    return sum;
+  }
+
+  markUnderWay(firstPage: number, count: number): void {
+    for (let page = firstPage; page < firstPage + count; page += 1) {
+      Atomics.or(this.#underWay, page >>> 5, 1 << (page & 31));
+    }
+  }
+
+  clearUnderWay(firstPage: number, count: number): void {
+    for (let page = firstPage; page < firstPage + count; page += 1) {
+      Atomics.and(this.#underWay, page >>> 5, ~(1 << (page & 31)));
+    }
+  }
+
+  isUnderWay(page: number): boolean {
+    return (Atomics.load(this.#underWay, page >>> 5) & (1 << (page & 31))) !== 0;
+  }
+}
+
+/** Milliseconds that all threads of the process agree on, never 0, in 32 bits. */
+export function clockMs(): number {
+  return Math.floor(performance.timeOrigin + performance.now()) >>> 0 || 1;
+}
+
+/** How many pages a READ of so many bytes at `offset` covers. */
+export function pagesCovered(offset: number, sizeBytes: number): number {
+  return Math.ceil((offset + sizeBytes) / PAGE_BYTES) - Math.floor(offset / PAGE_BYTES);
+}

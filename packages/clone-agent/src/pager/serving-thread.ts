@@ -1,0 +1,65 @@
+// The entry of a serving thread: takes requests from the kernel and answers READs of objects that it
+// knows, at once. Everything else it passes on to the main thread, and goes on. It never waits for
+// another thread; the store thread may wait for it.
+
+import { parentPort, workerData } from 'node:worker_threads';
+import { Mailbox } from './board.js';
+import { decodeHeader, decodeRead, FuseWireError, newRequestHeader, Opcode } from './fuse-wire.js';
+import { LatencyHistogram } from './histogram.js';
+import { Outcome, PageServer } from './page-server.js';
+import { ServedObject } from './served-object.js';
+import { FuseReplies, FuseSession } from './session.js';
+import { StoreRequests } from './stores.js';
+import type { ThreadData, ThreadWord } from './thread-data.js';
+
+const data: ThreadData = workerData;
+const say = (word: ThreadWord) => parentPort!.postMessage(word);
+
+const server = new PageServer({
+  replies: new FuseReplies(data.fuseDescriptor),
+  stores: new StoreRequests(data.stores, data.thread),
+  complain: (message) => say({ kind: 'complaint', message }),
+});
+const histogram = new LatencyHistogram(data.histogram, data.thread);
+const mailbox = new Mailbox({
+  memory: data.board,
+  port: data.port,
+  thread: data.thread,
+  receive: (bulletin) => {
+    if (bulletin.kind === 'object') {
+      const { nodeid } = bulletin.object;
+      server.objects.set(nodeid, new ServedObject(bulletin.object, data.thread));
+    } else if (bulletin.kind === 'drop') {
+      for (const node of bulletin.nodes) server.objects.delete(node);
+    }
+  },
+});
+
+const header = newRequestHeader();
+const wanted = { offset: 0, sizeBytes: 0 };
+
+function serve(request: Buffer, lengthBytes: number): void {
+  const startedMs = performance.now();
+  mailbox.enter();
+  try {
+    decodeHeader(request, lengthBytes, header);
+    if (header.opcode === Opcode.interrupt) return;
+    if (header.opcode === Opcode.read) {
+      decodeRead(request, lengthBytes, wanted);
+      if (server.read(header, wanted) === Outcome.answered) {
+        histogram.count(performance.now() - startedMs);
+        return;
+      }
+    }
+    const copy = Uint8Array.prototype.slice.call(request, 0, lengthBytes);
+    say({ kind: 'request', request: copy, startedAt: performance.timeOrigin + startedMs });
+  } catch (error) {
+    if (!(error instanceof FuseWireError)) throw error;
+    say({ kind: 'complaint', message: `a request that is none: ${error.message}` });
+  } finally {
+    mailbox.leave();
+  }
+}
+
+new FuseSession(data.fuseDescriptor, serve).run();
+say({ kind: 'gone' });

@@ -1,0 +1,102 @@
+// The entry of the store thread: pushes zero pages into the kernel's page cache before they are
+// asked for, and tells the kernel what to forget. It alone writes FUSE_NOTIFY_STORE and _INVAL_…: they
+// take the lock of a page, which a READ of that page holds until it is answered, so this thread may
+// wait for those that answer, and none of them ever waits for it.
+
+import fs from 'node:fs';
+import { parentPort, workerData } from 'node:worker_threads';
+import { PAGE_BYTES, ZERO_PAGE } from '@snowfork/memserver';
+import { type Bulletin, Mailbox } from './board.js';
+import { encodeStoreHeader, READ_BYTES_MAX, STORE_HEADER_BYTES } from './fuse-wire.js';
+import { isMarker } from './push-windows.js';
+import { Counter, ServedObject } from './served-object.js';
+import { errorCode } from './session.js';
+import { type StoreJob, StoreJobs } from './stores.js';
+import type { ThreadData, ThreadWord } from './thread-data.js';
+
+const STORE_PAGES_MAX = READ_BYTES_MAX / PAGE_BYTES;
+
+const data: ThreadData = workerData;
+const say = (word: ThreadWord) => parentPort!.postMessage(word);
+const objects = new Map<number, ServedObject>();
+const header = Buffer.alloc(STORE_HEADER_BYTES);
+const zeros = Buffer.alloc(READ_BYTES_MAX);
+const toTell: Extract<Bulletin, { kind: 'tell' }>[] = [];
+
+const mailbox = new Mailbox({
+  memory: data.board,
+  port: data.port,
+  thread: data.thread,
+  receive: (bulletin) => {
+    if (bulletin.kind === 'object') {
+      objects.set(bulletin.object.nodeid, new ServedObject(bulletin.object, data.thread));
+    } else if (bulletin.kind === 'drop') {
+      for (const node of bulletin.nodes) objects.delete(node);
+    } else {
+      toTell.push(bulletin);
+    }
+  },
+});
+
+/** Stores the zero pages of a range that no READ waits for, in runs as long as possible. */
+function pushZeros(object: ServedObject, firstPage: number, count: number): void {
+  const end = Math.min(firstPage + count, wholePages(object));
+  let page = firstPage;
+  while (page < end) {
+    const start = page;
+    const most = Math.min(end, start + STORE_PAGES_MAX);
+    while (page < most && isPushable(object, page)) page += 1;
+    if (page === start) page += 1;
+    else storeZeros(object, start, page - start);
+  }
+}
+
+function isPushable(object: ServedObject, page: number): boolean {
+  return object.paged.layerOf(page) === ZERO_PAGE && !isMarker(page) && !object.isUnderWay(page);
+}
+
+/** A last page that is not whole can't be stored. */
+function wholePages(object: ServedObject): number {
+  return Math.floor(object.shared.sizeBytes / PAGE_BYTES);
+}
+
+function storeZeros(object: ServedObject, firstPage: number, count: number): void {
+  const sizeBytes = count * PAGE_BYTES;
+  const { nodeid } = object.shared;
+  encodeStoreHeader(header, { nodeid, offset: firstPage * PAGE_BYTES, sizeBytes });
+  if (notify([header, zeros.subarray(0, sizeBytes)])) object.count(Counter.storedPages, count);
+}
+
+/** `false` when the kernel does not know the file (any more): there is nothing to push then. */
+function notify(parts: Uint8Array[]): boolean {
+  try {
+    fs.writevSync(data.fuseDescriptor, parts);
+    return true;
+  } catch (error) {
+    const code = errorCode(error);
+    if (code === 'ENOENT' || code === 'ENODEV' || code === 'ENOTDIR') return false;
+    say({ kind: 'complaint', message: `a notification was refused: ${code}` });
+    return false;
+  }
+}
+
+function tellAll(): void {
+  for (const { id, notifications } of toTell.splice(0)) {
+    for (const notification of notifications) notify([notification]);
+    say({ kind: 'told', id });
+  }
+}
+
+const jobs = new StoreJobs(data.stores);
+const job: StoreJob = { nodeid: 0, firstPage: 0, count: 0 };
+for (;;) {
+  mailbox.enter();
+  tellAll();
+  while (jobs.take(job)) {
+    mailbox.enter();
+    const object = objects.get(job.nodeid);
+    if (object !== undefined) pushZeros(object, job.firstPage, job.count);
+  }
+  mailbox.leave();
+  jobs.wait();
+}
