@@ -17,7 +17,6 @@ import {
   SnowforkError,
 } from '@snowfork/sdk/api';
 import { z } from 'zod';
-import type { NoteLocation } from '../freeze/vmcoreinfo.js';
 import type { StateFolder } from './state-folder.js';
 
 const ownObjectSchema = z.object({
@@ -74,8 +73,6 @@ export interface Snapshot {
   readonly holders: Set<string>;
   map: PageMap | undefined;
   freeze: FreezeTimes | undefined;
-  /** Where its guest has its VMCOREINFO; null when it has none, undefined before anybody looked. */
-  note: NoteLocation | null | undefined;
 }
 
 /** What a freeze found, to complete a snapshot that was begun. */
@@ -229,7 +226,7 @@ export class SnapshotStore {
 
   /** Undoes `begin` after a freeze that failed. */
   abandon(snapshot: Snapshot): void {
-    this.#delete(snapshot);
+    if (this.#snapshots.has(snapshot.file.id)) this.#delete(snapshot);
   }
 
   /** @throws SnowforkError SF_SNAPSHOT_NOT_FOUND. */
@@ -282,6 +279,13 @@ export class SnapshotStore {
   /** The RAM as QEMU maps it. */
   ramPath(snapshot: Snapshot): string {
     return path.join(this.#state.mount, snapshot.file.id, ramObject(snapshot).name);
+  }
+
+  /** The disk as QEMU opens it: with the snapshot that it has not changed since. */
+  diskPath(snapshot: Snapshot): string {
+    const disk = snapshot.file.objects.find((object) => object.name === 'disk0');
+    const origin = disk !== undefined && 'from' in disk ? disk.from : `${snapshot.file.id}/disk0`;
+    return path.join(this.#state.mount, origin);
   }
 
   deviceState(snapshot: Snapshot): string {
@@ -389,7 +393,7 @@ export function ramObject(snapshot: Snapshot): OwnObject {
 
 function newSnapshot(file: SnapshotFile, folder: string, persistent: boolean): Snapshot {
   const none = { users: new Set<string>(), holders: new Set<string>() };
-  return { file, folder, persistent, ...none, map: undefined, freeze: undefined, note: undefined };
+  return { file, folder, persistent, ...none, map: undefined, freeze: undefined };
 }
 
 /** The page map of an object that lies in one layer, whole. */

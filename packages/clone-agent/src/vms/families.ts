@@ -143,6 +143,18 @@ export class Families {
     }
   }
 
+  /**
+   * A snapshot that is the newest of a running VM only saves that VM from storing pages again: it is
+   * let go, and the VM's next freeze compares with what it was cloned from.
+   */
+  letGo(snapshot: Snapshot): void {
+    for (const vm of this.running()) {
+      if (vm.newest !== snapshot || vm.base === snapshot) continue;
+      snapshot.holders.delete(`newest of ${vm.id}`);
+      vm.newest = vm.base;
+    }
+  }
+
   #ticket(
     vm: string | undefined,
     clones: number,

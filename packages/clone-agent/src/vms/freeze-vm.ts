@@ -54,7 +54,7 @@ export async function freezeVm(
   try {
     const channel = vm.guest();
     assertRoomForLayer(vm, options.availableBytes());
-    const memory = beginMemory(vm, store);
+    const memory = beginMemory(vm, snapshot, store);
     try {
       await channel.prepare(options.forkId, options.signal);
     } catch (error) {
@@ -80,16 +80,14 @@ export async function freezeVm(
   }
 }
 
-function beginMemory(vm: Vm, store: SnapshotStore): MemoryFreeze {
+function beginMemory(vm: Vm, snapshot: Snapshot, store: SnapshotStore): MemoryFreeze {
   const { base, newest } = vm;
-  base.note ??= findNoteLocation(fs.readFileSync(store.deviceState(base))) ?? null;
   return prepareFreeze({
     pid: vm.qemu.pid,
     ramPath: store.ramPath(base),
     base: store.memory(base),
     last: store.memory(newest),
-    newLayer: store.newLayer(false),
-    note: base.note ?? undefined,
+    newLayer: store.newLayer(snapshot.persistent),
   });
 }
 
@@ -104,18 +102,18 @@ async function pauseAndCopy(
   const parts: Record<string, number> = {};
   vm.state = 'frozen';
   try {
-    await vm.qemu.pause();
-    parts.stop = since();
-    await vm.qemu.saveDeviceState(store.deviceState(snapshot));
-    parts.deviceState = since() - parts.stop;
-    memory.run();
-    parts.memory = since() - parts.deviceState - parts.stop;
+    const deviceState = store.deviceState(snapshot);
+    // One round trip: QEMU reads its commands in order.
+    await Promise.all([vm.qemu.pause(), vm.qemu.saveDeviceState(deviceState)]);
+    parts.deviceState = since();
+    memory.run(findNoteLocation(fs.readFileSync(deviceState)));
+    parts.memory = since() - parts.deviceState;
   } finally {
     // Also after a failure: the parent must not be harmed by a fork that did not come off.
     if (vm.end === undefined) await resumeOrLose(vm);
   }
   const pauseMs = since();
-  parts.cont = pauseMs - parts.stop! - parts.deviceState! - parts.memory!;
+  parts.cont = pauseMs - parts.deviceState! - parts.memory!;
   return { pauseMs, parts };
 }
 
@@ -154,7 +152,7 @@ async function completeSnapshot(
   from: { store: SnapshotStore; memory: MemoryFreeze; guest: SnapshotFile['guest'] },
 ): Promise<void> {
   const { store, memory, guest } = from;
-  const frozen = memory.finish();
+  const frozen = await memory.finish();
   await store.complete(snapshot, {
     map: frozen.map,
     layers: frozen.layers.map((layer) => layer.id),
@@ -163,7 +161,6 @@ async function completeSnapshot(
     deviceStateBytes: fs.statSync(store.deviceState(snapshot)).size,
     guest,
   });
-  snapshot.note = vm.base.note;
   const older = vm.newest;
   vm.newest = snapshot;
   snapshot.holders.add(`newest of ${vm.id}`);

@@ -16,7 +16,7 @@ export const ENTROPY_BYTES = 64;
 /** Connects console and port before the guest runs, so that no byte of either is lost. */
 export async function connectClone(vm: Vm, handlers: ChannelHandlers): Promise<void> {
   const [channel] = await Promise.all([
-    GuestChannel.connect(vm.qemu.portSocket, handlers, { frozen: true }),
+    GuestChannel.connect(vm.qemu.files.port, handlers, { frozen: true }),
     vm.openConsole(),
   ]);
   vm.channel = channel;
@@ -39,10 +39,10 @@ export async function runClone(vm: Vm, start: CloneStart): Promise<void> {
   const { startedMs, warm, signal } = start;
   try {
     const deviceState = fs.readFileSync(start.store.deviceState(vm.base));
-    await vm.qemu.loadState(synthesiseStream(deviceState, vm.machine.machineType), signal);
-    const loadedMs = since();
-    await vm.qemu.resume();
-    const resumedMs = since();
+    const stream = synthesiseStream(deviceState, vm.machine.machineType);
+    const { loadedAt, resumedAt } = await vm.qemu.loadState(stream, { resume: true, signal });
+    const loadedMs = loadedAt - start.calledAt;
+    const resumedMs = (resumedAt ?? performance.now()) - start.calledAt;
     const facts = {
       fork: vm.id,
       role: 'clone',

@@ -7,7 +7,7 @@ import { SnowforkError } from '@snowfork/sdk/api';
 import { RingFeed } from '../guest/byte-feed.js';
 import type { GuestChannel } from '../guest/channel.js';
 import { withResolvers } from '../guest/exec.js';
-import type { QemuProcess } from '../hypervisor/qemu.js';
+import type { QemuExit, QemuProcess } from '../hypervisor/qemu.js';
 import type { Snapshot } from '../store/snapshots.js';
 
 /** Bytes of a VM's console, and of its log, that are kept. */
@@ -62,7 +62,7 @@ export class Vm {
     this.qemu = qemu;
     this.#onEnd = onEnd;
     base.users.add(id);
-    void qemu.exited.then(({ reason }) => this.finish({ how: 'lost', reason }));
+    void qemu.exited.then((exit) => this.finish({ how: 'lost', reason: describeExit(exit) }));
   }
 
   get machine(): Machine {
@@ -124,7 +124,7 @@ export class Vm {
 
   /** Connects the console; before the guest runs, so that nothing it prints is lost. */
   async openConsole(): Promise<void> {
-    const socket = net.connect(this.qemu.consoleSocket);
+    const socket = net.connect(this.qemu.files.console);
     const connected = withResolvers<void>();
     socket.once('connect', connected.resolve);
     socket.once('error', connected.reject);
@@ -152,7 +152,7 @@ export class Vm {
     this.end = end;
     this.state = 'ended';
     this.endedAt = Date.now();
-    this.qemu.kill();
+    void this.qemu.kill();
     this.channel?.close();
     this.#consoleSocket?.destroy();
     this.console.end();
@@ -170,4 +170,11 @@ function publicEnd(end: RawEnd): End {
 
 export function describeEnd(end: RawEnd): string {
   return end.how === 'exited' ? 'its program exited' : `${end.how}: ${end.reason}`;
+}
+
+/** A guest that powers off or panics ends its QEMU in order; anything else is QEMU's own end. */
+function describeExit({ code, signal, words }: QemuExit): string {
+  if (code === 0) return 'the guest powered off, rebooted or panicked';
+  const how = signal === null ? `ended with code ${code}` : `was killed by ${signal}`;
+  return words === '' ? `QEMU ${how}` : `QEMU ${how}: ${words}`;
 }

@@ -1,0 +1,302 @@
+// The agent of a host: puts the parts together, starts and ends them, and answers what the HTTP server
+// asks. It decides nothing that a part can decide: fork semantics are in `vms/families.ts`, snapshots
+// in `store/`, images in `images.ts`.
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import {
+  type BuildProgress,
+  type BuildResult,
+  type CheckpointResult,
+  decodeValue,
+  type End,
+  type ExecRequest,
+  type ForkResult,
+  type HostInfo,
+  type HostStats,
+  type ImageInfo,
+  type Slot,
+  type SnapshotInfo,
+  SnowforkError,
+  type VmInfo,
+  type VmStats,
+} from '@snowfork/sdk/api';
+import type { Logger } from 'pino';
+import { startServer } from './api/server.js';
+import type { AgentService, ByteFeed, ExecSession } from './api/service.js';
+import { Hypervisor } from './hypervisor/hypervisor.js';
+import { Images } from './images.js';
+import { PagerKeeper } from './pager/keeper.js';
+import { readSettings, type Settings } from './settings.js';
+import { ProcessJournal, processStartTime } from './store/processes.js';
+import { SnapshotStore } from './store/snapshots.js';
+import { prepareStateFolder, type StateFolder, unmountAll } from './store/state-folder.js';
+import { Families } from './vms/families.js';
+import type { RawEnd } from './vms/vm.js';
+import { readVmStats } from './vms/vm-stats.js';
+
+const packageFolder = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
+const packageFile = path.join(packageFolder, 'package.json');
+const VERSION = (JSON.parse(fs.readFileSync(packageFile, 'utf8')) as { version: string }).version;
+
+export interface AgentOptions {
+  readonly state: StateFolder;
+  readonly log: Logger;
+  readonly environment: NodeJS.ProcessEnv;
+}
+
+type WatchListener = (event: { kind: string; id: string }) => void;
+
+export class Agent implements AgentService {
+  readonly #state: StateFolder;
+  readonly #log: Logger;
+  readonly #settings: Settings;
+  readonly #journal: ProcessJournal;
+  readonly #pager: PagerKeeper;
+  readonly #hypervisor: Hypervisor;
+  readonly #store: SnapshotStore;
+  readonly #families: Families;
+  readonly #images: Images;
+  readonly #listeners = new Set<WatchListener>();
+  readonly #startedAt = Date.now();
+  #server: { close(): Promise<void> } | undefined;
+  #shutDown: Promise<void> | undefined;
+
+  /** @throws SnowforkError: SF_BAD_REQUEST (settings), SF_PERMISSION, SF_QEMU_MISSING. */
+  static async start(options: AgentOptions): Promise<Agent> {
+    const settings = readSettings(options.state.settingsFile, options.environment);
+    const journal = new ProcessJournal(path.join(options.state.root, 'processes'));
+    await cleanUp(options.state, journal, options.log);
+    await prepareStateFolder(options.state, settings.layersBytesMax);
+    const hypervisor = await Hypervisor.start({ ...options, settings, journal });
+    const pager = await PagerKeeper.start({ ...options, journal });
+    const agent = new Agent(options, { settings, journal, hypervisor, pager });
+    await agent.#open();
+    return agent;
+  }
+
+  private constructor(
+    { state, log }: AgentOptions,
+    parts: { settings: Settings; journal: ProcessJournal; hypervisor: Hypervisor; pager: PagerKeeper },
+  ) {
+    this.#state = state;
+    this.#log = log;
+    this.#settings = parts.settings;
+    this.#journal = parts.journal;
+    this.#hypervisor = parts.hypervisor;
+    this.#pager = parts.pager;
+    const changed = (kind: string) => (id: string) => this.#changed(kind, id);
+    this.#store = new SnapshotStore(state, {
+      ready: (id) => this.#pager.ready(id),
+      dropped: (id) => this.#pager.drop(id),
+      changed: changed('snapshot'),
+    });
+    this.#families = new Families({
+      store: this.#store,
+      settings: this.#settings,
+      log,
+      takeQemu: (snapshot) => this.#hypervisor.take(snapshot, this.#store),
+      changed: (kind, id) => this.#changed(kind, id),
+    });
+    this.#images = new Images({
+      state,
+      store: this.#store,
+      log,
+      guestFolder: path.join(packageFolder, 'guest'),
+      sdkFolder: path.dirname(path.dirname(fileURLToPath(import.meta.resolve('@snowfork/sdk/api')))),
+      machineFor: (prepared, cpu) => this.#hypervisor.machineFor(prepared, cpu),
+      bootQemu: (snapshot, prepared) => this.#hypervisor.boot(snapshot, this.#store, prepared),
+      availableBytes: () => this.#families.room.measure().availableBytes,
+    });
+  }
+
+  async #open(): Promise<void> {
+    this.#store.load(Images.namedSnapshots(this.#state));
+    this.#images.load();
+    this.#server = await startServer({ service: this, socketPath: this.#state.socket, version: VERSION });
+    const startTime = processStartTime(process.pid);
+    fs.writeFileSync(this.#state.agentFile, JSON.stringify({ pid: process.pid, startTime, version: VERSION }));
+    this.#log.info({ pid: process.pid, state: this.#state.root }, 'the agent is ready');
+  }
+
+  info(): HostInfo {
+    return {
+      version: VERSION,
+      pid: process.pid,
+      startedAt: this.#startedAt,
+      stateFolder: this.#state.root,
+      qemu: this.#hypervisor.info(),
+      vms: [...this.#families.running()].length,
+    };
+  }
+
+  async stats(): Promise<HostStats> {
+    const [pager, pool] = await Promise.all([this.#pager.stats(), this.#hypervisor.poolStats()]);
+    const memory = this.#families.room.measure();
+    const { blocks, bfree, bsize } = fs.statfsSync(this.#state.run);
+    const layers = { layersBytes: (blocks - bfree) * bsize, layersBytesMax: blocks * bsize };
+    return { memory: { ...memory, ...layers }, pool, pager };
+  }
+
+  shutDown(): Promise<void> {
+    this.#shutDown ??= this.#shutDownOnce();
+    return this.#shutDown;
+  }
+
+  async #shutDownOnce(): Promise<void> {
+    this.#log.info('shutting down');
+    for (const vm of this.#families.all()) vm.finish({ how: 'killed', reason: 'the agent was shut down' });
+    await this.#hypervisor.stop();
+    await this.#pager.stop();
+    await unmountAll(this.#state.mount);
+    await unmountAll(this.#state.run);
+    fs.rmSync(this.#state.agentFile, { force: true });
+    // The answer to whoever asked for this must still get out.
+    setImmediate(() => void this.#server?.close().then(() => process.exit(0)));
+  }
+
+  buildImage(
+    request: { name: string; file: string; memory?: string | undefined; force?: boolean | undefined },
+    onProgress: (progress: BuildProgress) => void,
+    signal: AbortSignal,
+  ): Promise<BuildResult> {
+    return this.#images.build(request, onProgress, signal);
+  }
+
+  images(): ImageInfo[] {
+    return this.#images.list();
+  }
+
+  async removeImage(name: string): Promise<void> {
+    this.#images.remove(name);
+  }
+
+  launch({ image }: { image: string }, signal: AbortSignal): Promise<VmInfo> {
+    return this.#families.launch(image, this.#images.snapshot(image), signal);
+  }
+
+  vms(all: boolean): VmInfo[] {
+    return this.#families
+      .all()
+      .filter((vm) => all || vm.end === undefined)
+      .map((vm) => vm.info());
+  }
+
+  vm(id: string): VmInfo {
+    return this.#families.get(id).info();
+  }
+
+  vmStats(id: string): Promise<VmStats> {
+    return readVmStats(this.#families.get(id));
+  }
+
+  fork(id: string, clones: number, signal: AbortSignal): Promise<ForkResult> {
+    return this.#families.fork(this.#families.get(id), clones, signal);
+  }
+
+  checkpoint(id: string, signal: AbortSignal): Promise<CheckpointResult> {
+    return this.#families.checkpoint(this.#families.get(id), undefined, signal);
+  }
+
+  async kill(id: string, reason: string): Promise<void> {
+    const vm = this.#families.get(id);
+    vm.finish({ how: 'killed', reason });
+    await vm.qemu.exited;
+  }
+
+  async wait(id: string, signal: AbortSignal): Promise<End> {
+    return decodeEnd(await untilAborted(this.#families.get(id).ended, signal));
+  }
+
+  join(ticket: string, timeoutMs: number | undefined, signal: AbortSignal): Promise<Slot[]> {
+    return this.#families.join(this.#families.tickets.get(ticket), timeoutMs, signal);
+  }
+
+  async killTicket(ticket: string): Promise<void> {
+    this.#families.killTicket(this.#families.tickets.get(ticket));
+  }
+
+  snapshots(): SnapshotInfo[] {
+    return this.#store.list();
+  }
+
+  createClones(snapshot: string, clones: number, signal: AbortSignal): Promise<ForkResult> {
+    return this.#families.createClones(this.#store.get(snapshot), clones, signal);
+  }
+
+  async removeSnapshot(id: string): Promise<void> {
+    this.#families.letGo(this.#store.get(id));
+    this.#store.remove(id);
+  }
+
+  exec(id: string, request: ExecRequest, signal: AbortSignal): Promise<ExecSession> {
+    return this.#families.get(id).guest().exec(request, signal);
+  }
+
+  execSession(id: string, exec: number): ExecSession {
+    const session = this.#families.get(id).channel?.session(exec);
+    if (session !== undefined) return session;
+    throw new SnowforkError('SF_EXEC_NOT_FOUND', `no command ${exec} runs in ${id}`);
+  }
+
+  console(id: string): ByteFeed {
+    return this.#families.get(id).console;
+  }
+
+  writeConsole(id: string, bytes: Uint8Array): void {
+    this.#families.get(id).writeConsole(bytes);
+  }
+
+  logs(id: string): ByteFeed {
+    return this.#families.get(id).logs;
+  }
+
+  watch(listener: WatchListener): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  #changed(kind: string, id: string): void {
+    for (const listener of this.#listeners) listener({ kind, id });
+  }
+}
+
+/** Ends what a dead agent left behind; refuses to run beside a living one. */
+async function cleanUp(state: StateFolder, journal: ProcessJournal, log: Logger): Promise<void> {
+  if (fs.existsSync(state.agentFile)) {
+    const { pid, startTime } = JSON.parse(fs.readFileSync(state.agentFile, 'utf8'));
+    if (startTime !== undefined && processStartTime(pid) === startTime) {
+      throw new SnowforkError('SF_BAD_REQUEST', `an agent runs already for ${state.root} (process ${pid})`);
+    }
+    log.warn({ pid }, 'the agent before this one died; ending what it left');
+  }
+  const killed = journal.killLeftOver();
+  if (killed > 0) log.warn({ killed }, 'processes of the dead agent were killed');
+  await unmountAll(state.mount);
+  await unmountAll(state.run);
+  fs.rmSync(state.socket, { force: true });
+}
+
+function decodeEnd(end: RawEnd): End {
+  if (end.how !== 'exited') return end;
+  try {
+    return { how: 'exited', value: decodeValue(end.value) };
+  } catch {
+    return { how: 'exited', value: end.value };
+  }
+}
+
+async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  let onAbort: (() => void) | undefined;
+  const aborted = new Promise<never>((_, reject) => {
+    onAbort = () => reject(new SnowforkError('SF_ABORTED', 'the caller gave up'));
+    if (signal.aborted) onAbort();
+    else signal.addEventListener('abort', onAbort, { once: true });
+  });
+  try {
+    return await Promise.race([promise, aborted]);
+  } finally {
+    signal.removeEventListener('abort', onAbort!);
+  }
+}

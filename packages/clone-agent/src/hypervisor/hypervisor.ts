@@ -1,0 +1,184 @@
+// This host's way to a QEMU: which binary, which accelerator, and the warm pool. It knows a
+// snapshot's machine and where its objects are mounted, and nothing of forks. Called by the agent.
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { type HostInfo, type HostStats, type Machine, SnowforkError } from '@snowfork/sdk/api';
+import type { Logger } from 'pino';
+import type { PreparedImage } from '../image/index.js';
+import type { Settings } from '../settings.js';
+import type { ProcessJournal } from '../store/processes.js';
+import { ramObject, type Snapshot, type SnapshotStore } from '../store/snapshots.js';
+import type { StateFolder } from '../store/state-folder.js';
+import { ignoreHugePageAdvice } from '../system/huge-pages.js';
+import { lowerPriority } from '../system/priority.js';
+import { AcceleratorDecision } from './accelerator.js';
+import { type BootSource, DEFAULT_CPU_MODEL, type MachineShape } from './arguments.js';
+import { locateQemu, type QemuBinary } from './locate.js';
+import { WarmPool } from './pool.js';
+import { AcceleratorProbe } from './probe.js';
+import { QemuProcess } from './qemu.js';
+
+export interface HypervisorOptions {
+  readonly state: StateFolder;
+  readonly log: Logger;
+  readonly environment: NodeJS.ProcessEnv;
+  readonly settings: Settings;
+  readonly journal: ProcessJournal;
+}
+
+export class Hypervisor {
+  readonly #options: HypervisorOptions;
+  readonly #binary: QemuBinary;
+  readonly #pool: WarmPool<QemuProcess>;
+  readonly #decision: AcceleratorDecision;
+  readonly #stopped = new AbortController();
+  #nextFolder = 1;
+
+  /** @throws SnowforkError SF_QEMU_MISSING, SF_QEMU_FAILED when a forced accelerator does not run. */
+  static async start(options: HypervisorOptions): Promise<Hypervisor> {
+    const binary = await locateQemu(options.environment);
+    if (!ignoreHugePageAdvice()) {
+      options.log.warn(
+        'no seccomp filter here: the kernel will read ahead where QEMU asks for huge pages',
+      );
+    }
+    const probe = await AcceleratorProbe.start({
+      binary,
+      cacheFolder: options.state.cache,
+      forced: options.settings.accelerator,
+    });
+    return new Hypervisor(options, binary, probe);
+  }
+
+  private constructor(
+    options: HypervisorOptions,
+    binary: QemuBinary,
+    decision: AcceleratorDecision,
+  ) {
+    this.#options = options;
+    this.#binary = binary;
+    this.#decision = decision;
+    this.#pool = new WarmPool({
+      size: options.settings.warmPoolSize,
+      start: (shape, how) => this.#start(shape, how),
+      onError: (error) => options.log.warn({ err: error }, 'the warm pool could not start a QEMU'),
+    });
+  }
+
+  info(): HostInfo['qemu'] {
+    const { path: file, version } = this.#binary;
+    return { path: file, version, accelerator: this.#decision.accelerator };
+  }
+
+  poolStats(): HostStats['pool'] {
+    return this.#pool.stats();
+  }
+
+  /** A QEMU with the snapshot's RAM, which may still be pending; warm if one is at hand. */
+  async take(
+    snapshot: Snapshot,
+    store: SnapshotStore,
+  ): Promise<{ qemu: QemuProcess; warm: boolean }> {
+    this.#assertRunsHere(snapshot);
+    const shape = this.#shape(snapshot.file.machine, store.diskPath(snapshot));
+    this.#pool.want(shape);
+    const taken = await this.#pool.take(shape, this.#stopped.signal);
+    await this.#attach(taken.qemu, snapshot, store);
+    return taken;
+  }
+
+  /** A QEMU that will boot an image's kernel when it is resumed. */
+  async boot(
+    snapshot: Snapshot,
+    store: SnapshotStore,
+    prepared: PreparedImage,
+  ): Promise<QemuProcess> {
+    const shape = this.#shape(snapshot.file.machine, store.diskPath(snapshot));
+    const { kernelPath: kernel, initrdPath: initrd, commandLine } = prepared;
+    const qemu = await this.#start(shape, {
+      boot: { kernel, initrd, commandLine },
+      signal: this.#stopped.signal,
+    });
+    await this.#attach(qemu, snapshot, store);
+    return qemu;
+  }
+
+  /** What this host would run the image on. */
+  async machineFor(prepared: PreparedImage, cpuModel: string | undefined): Promise<Machine> {
+    const { kernelPath: kernel, initrdPath: initrd, memoryBytes, vcpus } = prepared;
+    const accelerator = await this.#decision.decide({ kernel, initrd });
+    return {
+      qemuVersion: this.#binary.version,
+      machineType: this.#binary.machineType,
+      accelerator,
+      cpuModel: cpuModel ?? DEFAULT_CPU_MODEL,
+      memoryBytes,
+      vcpus,
+    };
+  }
+
+  /** Ends what the pool holds and starts nothing more; VMs are their owners' to end. */
+  async stop(): Promise<void> {
+    this.#stopped.abort(new SnowforkError('SF_ABORTED', 'the agent ends'));
+    await this.#pool[Symbol.asyncDispose]();
+  }
+
+  /** Keeps the pool from starting QEMUs while a fork needs the processors. Returns the end of that. */
+  quiet(): () => void {
+    this.#pool.pause();
+    return () => this.#pool.resume();
+  }
+
+  async #start(
+    shape: MachineShape,
+    how: { boot?: BootSource; background?: boolean; signal: AbortSignal },
+  ): Promise<QemuProcess> {
+    const folder = path.join(this.#options.state.vms, String(this.#nextFolder++));
+    fs.mkdirSync(folder, { mode: 0o700 });
+    const name = `snowfork-${path.basename(folder)}`;
+    const qemu = await QemuProcess.start({
+      binary: this.#binary,
+      shape,
+      folder,
+      name,
+      ...how,
+    });
+    this.#options.journal.add(qemu.pid);
+    void qemu.exited.then(() => {
+      this.#options.journal.remove(qemu.pid);
+      fs.rmSync(folder, { recursive: true, force: true });
+    });
+    return qemu;
+  }
+
+  async #attach(qemu: QemuProcess, snapshot: Snapshot, store: SnapshotStore): Promise<void> {
+    try {
+      const { sizeBytes } = ramObject(snapshot);
+      await qemu.attachMemory({ path: store.ramPath(snapshot), sizeBytes });
+    } catch (error) {
+      await qemu.kill();
+      throw error;
+    }
+  }
+
+  #shape(machine: Machine, diskPath: string): MachineShape {
+    const { machineType, accelerator, cpuModel, memoryBytes, vcpus } = machine;
+    return { machineType, accelerator, cpuModel, memoryBytes, vcpus, diskPath };
+  }
+
+  /** @throws SnowforkError SF_INCOMPATIBLE with the reason. */
+  #assertRunsHere({ file: { id, machine } }: Snapshot): void {
+    const { qemuVersion, accelerator } = machine;
+    const reasons: string[] = [];
+    if (qemuVersion !== this.#binary.version) {
+      reasons.push(`it was made by QEMU ${qemuVersion}, this host has ${this.#binary.version}`);
+    }
+    if (accelerator !== this.#decision.accelerator) {
+      reasons.push(`it runs under ${accelerator}, this host under ${this.#decision.accelerator}`);
+    }
+    if (reasons.length === 0) return;
+    const message = `snapshot ${id} does not run here: ${reasons.join('; ')}. Build its image anew`;
+    throw new SnowforkError('SF_INCOMPATIBLE', message);
+  }
+}
