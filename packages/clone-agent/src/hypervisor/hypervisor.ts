@@ -10,9 +10,8 @@ import type { Settings } from '../settings.js';
 import type { ProcessJournal } from '../store/processes.js';
 import { ramObject, type Snapshot, type SnapshotStore } from '../store/snapshots.js';
 import type { StateFolder } from '../store/state-folder.js';
-import { ignoreHugePageAdvice } from '../system/huge-pages.js';
+import { ignoreHugePageAdvice } from '../system/seccomp.js';
 import { lowerPriority } from '../system/priority.js';
-import { AcceleratorDecision } from './accelerator.js';
 import { type BootSource, DEFAULT_CPU_MODEL, type MachineShape } from './arguments.js';
 import { locateQemu, type QemuBinary } from './locate.js';
 import { WarmPool } from './pool.js';
@@ -31,7 +30,7 @@ export class Hypervisor {
   readonly #options: HypervisorOptions;
   readonly #binary: QemuBinary;
   readonly #pool: WarmPool<QemuProcess>;
-  readonly #decision: AcceleratorDecision;
+  readonly #probe: AcceleratorProbe;
   readonly #stopped = new AbortController();
   #nextFolder = 1;
 
@@ -54,11 +53,11 @@ export class Hypervisor {
   private constructor(
     options: HypervisorOptions,
     binary: QemuBinary,
-    decision: AcceleratorDecision,
+    probe: AcceleratorProbe,
   ) {
     this.#options = options;
     this.#binary = binary;
-    this.#decision = decision;
+    this.#probe = probe;
     this.#pool = new WarmPool({
       size: options.settings.warmPoolSize,
       start: (shape, how) => this.#start(shape, how),
@@ -68,7 +67,7 @@ export class Hypervisor {
 
   info(): HostInfo['qemu'] {
     const { path: file, version } = this.#binary;
-    return { path: file, version, accelerator: this.#decision.accelerator };
+    return { path: file, version, accelerator: this.#probe.accelerator };
   }
 
   poolStats(): HostStats['pool'] {
@@ -107,7 +106,7 @@ export class Hypervisor {
   /** What this host would run the image on. */
   async machineFor(prepared: PreparedImage, cpuModel: string | undefined): Promise<Machine> {
     const { kernelPath: kernel, initrdPath: initrd, memoryBytes, vcpus } = prepared;
-    const accelerator = await this.#decision.decide({ kernel, initrd });
+    const accelerator = await this.#probe.decide({ kernel, initrd });
     return {
       qemuVersion: this.#binary.version,
       machineType: this.#binary.machineType,
@@ -174,8 +173,8 @@ export class Hypervisor {
     if (qemuVersion !== this.#binary.version) {
       reasons.push(`it was made by QEMU ${qemuVersion}, this host has ${this.#binary.version}`);
     }
-    if (accelerator !== this.#decision.accelerator) {
-      reasons.push(`it runs under ${accelerator}, this host under ${this.#decision.accelerator}`);
+    if (accelerator !== this.#probe.accelerator) {
+      reasons.push(`it runs under ${accelerator}, this host under ${this.#probe.accelerator}`);
     }
     if (reasons.length === 0) return;
     const message = `snapshot ${id} does not run here: ${reasons.join('; ')}. Build its image anew`;
