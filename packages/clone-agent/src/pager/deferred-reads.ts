@@ -14,7 +14,7 @@ import { BLOCK_PAGES } from './push-windows.js';
 import { pagesCovered, type ServedObject } from './served-object.js';
 import type { FuseReplies } from './session.js';
 
-const { EIO, ESTALE } = os.constants.errno;
+const { EIO } = os.constants.errno;
 const readAsync = promisify(fs.read);
 
 /** READs that wait for a freeze. Each holds a thread of some QEMU, of which there are fewer. */
@@ -97,10 +97,9 @@ export class DeferredReads {
 
   #takeUnknown(read: DeferredRead): void {
     const loaded = this.#load(read.header.nodeid);
-    if (loaded === undefined) this.#replies.error(read.header, EIO);
-    else if (loaded.state === 'missing') this.#replies.error(read.header, ESTALE);
-    else if (loaded.state === 'pending') this.#park(read);
-    else this.take(read);
+    if (loaded?.state === 'loaded') this.take(read);
+    else if (loaded?.state === 'pending') this.#park(read);
+    else this.#replies.error(read.header, EIO);
   }
 
   #load(nodeid: number): Loaded | undefined {
@@ -146,7 +145,7 @@ export class DeferredReads {
     for (let attempt = 1; ; attempt += 1) {
       const object = this.#server.objects.get(read.header.nodeid);
       // Dropped meanwhile.
-      if (object === undefined) return this.#replies.error(read.header, ESTALE);
+      if (object === undefined) return this.#replies.error(read.header, EIO);
       try {
         await warm(object, read.wanted);
       } catch (error) {
