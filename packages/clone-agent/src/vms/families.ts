@@ -260,8 +260,9 @@ export class Families {
     ticket.used = true;
     snapshot.holders.add(ticket.id);
     const clones = ticket.slots.map(async ({ cloneId }): Promise<ForkResult['clones'][number]> => {
+      const slot = { ...descent, cloneId, ticket: ticket.id };
       try {
-        const vm = await this.#startOne(snapshot, ticket, cloneId, descent, calledAt, signal, frozen);
+        const vm = await this.#startOne(snapshot, ticket, slot, calledAt, signal, frozen);
         return { status: 'fulfilled', cloneId, vm: vm.info() };
       } catch (cause) {
         const error = SnowforkError.from(cause, 'SF_CLONE_FAILED');
@@ -281,18 +282,15 @@ export class Families {
   async #startOne(
     snapshot: Snapshot,
     ticket: Ticket,
-    cloneId: number,
-    descent: Descent,
+    descent: Descent & { readonly cloneId: number },
     calledAt: number,
     signal: AbortSignal,
     frozen: Promise<unknown>,
   ): Promise<Vm> {
+    const id = `vm${this.#nextVm++}`;
     const { qemu, warm } = await this.#context.takeQemu(snapshot);
     const startedMs = performance.now() - calledAt;
-    const slot = { cloneId, ticket: ticket.id };
-    const vm = new Vm(`vm${this.#nextVm++}`, { ...descent, ...slot }, snapshot, qemu, (ended) =>
-      this.#ended(ended),
-    );
+    const vm = new Vm(id, descent, snapshot, qemu, (ended) => this.#ended(ended));
     try {
       await Promise.all([frozen, connectClone(vm, this.#handlersFor(vm))]);
     } catch (error) {
@@ -300,13 +298,13 @@ export class Families {
       throw error;
     }
     this.#vms.set(vm.id, vm);
-    ticket.attach(cloneId, vm.id);
+    ticket.attach(descent.cloneId, vm.id);
     this.#context.changed('vm', vm.id);
     const { caller, pending } = snapshot.file.guest;
     vm.owner = caller !== undefined && !caller.detached ? caller.stream : undefined;
     const answers = pending.map((request) => encodeResponse(request, { error: forkedAway(request) }));
     if (caller !== undefined) {
-      const result = cloneAnswer(caller.method, snapshot, ticket, cloneId);
+      const result = cloneAnswer(caller.method, snapshot, ticket, descent.cloneId);
       answers.push(encodeResponse(caller, { result }));
     }
     const { store } = this.#context;
