@@ -8,6 +8,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
+import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import {
   type GuestMethod,
@@ -460,7 +461,7 @@ test('a clone that can not hand over its results ends; it never does what the pa
   await agent.serve('fork', { id: 1, ticket: ticket(1) });
   await agent.take('exit');
   agent.peer.socket.destroy();
-  expect(await output).toMatch(/^sf\.map: this clone could not hand over[^]*code 1$/);
+  expect(await output).toMatch(/^sf\.map: this clone could not hand over[\s\S]*code 1$/);
 });
 
 test('the SDK loads neither zod nor anything else that a program need not wait for', () => {
@@ -477,4 +478,175 @@ test('the SDK loads neither zod nor anything else that a program need not wait f
   load(new URL('../../packages/sdk/src/guest/index.ts', import.meta.url));
   const packages = [...loaded].filter((name) => !name.startsWith('/')).sort();
   expect(packages).toEqual(['msgpackr', 'node:net']);
+});
+
+const sfGuest = fileURLToPath(
+  new URL('../../packages/clone-agent/guest/sf-guest', import.meta.url),
+);
+
+/** `sf-guest` as a shell script runs it; `serve` plays the agent meanwhile. */
+async function shell(
+  words: string[],
+  serve: (agent: FakeAgent) => Promise<unknown> = async () => {},
+  input: string | Buffer = '',
+) {
+  const child = spawn(sfGuest, words);
+  child.stdin.end(input);
+  const gathered = Promise.all([text(child.stdout), text(child.stderr), once(child, 'close')]);
+  if (serve.length > 0) await serve(await connection());
+  const [stdout, stderr] = await gathered;
+  return { stdout, stderr, code: child.exitCode };
+}
+
+test('sf-guest fork prints what sh can read', async () => {
+  const serve = (id: number, given: object) => async (agent: FakeAgent) => {
+    const { params } = await agent.serve('fork', { id, ticket: given });
+    expect(params).toEqual({ clones: 200, detached: true });
+  };
+  const file = join(folder, 'ticket');
+  expect(await shell(['fork', '200', '--ticket-file', file], serve(3, ticket(200)))).toEqual({
+    ...{ stdout: '3\n', stderr: '', code: 0 },
+  });
+  expect(readFileSync(file, 'utf8')).toBe('t1\n');
+  const fewer = { ...ticket(2, 200), reason: 'there is no room' };
+  expect(await shell(['fork', '--ticket', '200'], serve(0, fewer))).toEqual({
+    ...{ stdout: '0 t1 2\n', code: 0 },
+    stderr: 'sf-guest: 2 of 200 clones: there is no room\n',
+  });
+});
+
+test('sf-guest has the other calls', async () => {
+  const asked: unknown[] = [];
+  const answer = (method: GuestMethod, result: unknown) => async (agent: FakeAgent) => {
+    asked.push([method, (await agent.serve(method, result)).params]);
+  };
+  const run = async (words: string[], method: GuestMethod, result: unknown) =>
+    (await shell(words, answer(method, result))).stdout;
+  expect(await run(['ticket', '4'], 'requestTicket', ticket(3, 4))).toBe('t1 3\n');
+  expect(await run(['clone', 't1'], 'clone', { id: 2, ticket: ticket(3) })).toBe('2\n');
+  const kept = { checkpoint: 's1', id: 5, restored: true };
+  expect(await run(['checkpoint'], 'checkpoint', kept)).toBe('s1 5 1\n');
+  expect(await run(['create-clones', 's1', 't2'], 'createClones', ticket(3))).toBe('');
+  expect(await run(['kill', 't1'], 'kill', null)).toBe('');
+  const me = { vm: 'v2', id: 1, family: 'v1', parent: 'v1' };
+  expect(await run(['info'], 'info', me)).toBe('vm=v2\nid=1\nfamily=v1\nparent=v1\n');
+  expect(asked).toEqual([
+    ['requestTicket', { clones: 4 }],
+    ['clone', { ticket: 't1', detached: true }],
+    ['checkpoint', { detached: true }],
+    ['createClones', { checkpoint: 's1', ticket: 't2' }],
+    ['kill', { ticket: 't1' }],
+    ['info', {}],
+  ]);
+});
+
+const deepJson = { a: [1, -1, 2.5, 1e300, 0.1, 70_000, 2 ** 40, -5e9], 'b"\\\n': { c: 'ü😀' } };
+test.each([
+  ['a string', ['exit', 'grüße'], 'grüße'],
+  ['no value', ['exit'], ''],
+  ['what looks like an option', ['exit', '--', '--json'], '--json'],
+  ['a number as JSON', ['exit', '--json', ' -12 '], -12],
+  ['deep JSON', ['exit', '--json', JSON.stringify(deepJson, null, 1)], deepJson],
+  [
+    'escapes in JSON',
+    ['exit', '--json', '"\\u00fc\\ud83d\\ude00\\\\ud83d\\t\\/"'],
+    'ü😀\\ud83d\t/',
+  ],
+  ['other JSON', ['exit', '--json', '[null,true,false,[],{}]'], [null, true, false, [], {}]],
+  ['bytes', ['exit', '--stdin'], Buffer.alloc(100_000, '\xff\x00', 'latin1')],
+])('sf-guest exit hands over %s', async (_name, words, value) => {
+  const child = spawn(sfGuest, words, { stdio: ['pipe', 'ignore', 'ignore'] });
+  child.stdin!.end(Buffer.isBuffer(value) ? value : '');
+  const agent = await connection();
+  expect(decodeValue((await agent.take('exit')).params.value)).toEqual(value);
+  agent.peer.socket.destroy();
+  await once(child, 'exit');
+});
+
+test('sf-guest join prints a line for each clone', async () => {
+  const values = [
+    'a text',
+    'two\nlines',
+    42,
+    -7.25,
+    { a: [1, true, null] },
+    Buffer.from('any'),
+    undefined,
+  ];
+  const slots = [
+    ...values.map((_, at) => ({ cloneId: at + 1, status: 'exited' })),
+    { cloneId: 8, status: 'lost', reason: 'it\ncrashed' },
+    { cloneId: 300, status: 'running' },
+  ];
+  const serve = async (agent: FakeAgent) => {
+    const { params } = await agent.serve('join', { slots });
+    expect(params).toEqual({ ticket: 't1', timeoutMs: 1500 });
+    for (const value of values) await agent.serve('result', encodeValue(value));
+  };
+  expect(await shell(['join', 't1', '--timeout', '1.5'], serve)).toEqual({
+    stdout: [
+      ...['1 exited a text', '2 exited "two\\nlines"', '3 exited 42', '4 exited -7.25'],
+      ...['5 exited {"a":[1,true,null]}', '6 exited {"$bytes":"YW55"}', '7 exited null'],
+      ...['8 lost it crashed', '300 running', ''],
+    ].join('\n'),
+    stderr: '',
+    code: 7,
+  });
+  const json = await shell(['join', '--json', 't1', '--timeout', '1.5'], serve);
+  expect(
+    json.stdout
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line)),
+  ).toEqual([
+    ...values.slice(0, 5).map((value, at) => ({ id: at + 1, status: 'exited', value })),
+    { id: 6, status: 'exited', value: { $bytes: 'YW55' } },
+    { id: 7, status: 'exited', value: null },
+    { id: 8, status: 'lost', reason: 'it\ncrashed' },
+    { id: 300, status: 'running' },
+  ]);
+});
+
+test('sf-guest fetches values over many frames', async () => {
+  const value = 'x'.repeat(1_000_000);
+  const { stdout, code } = await shell(['join', 't1'], async (agent) => {
+    await agent.serve('join', { slots: [{ cloneId: 1, status: 'exited' }] });
+    await agent.serve('result', encodeValue(value));
+  });
+  expect([stdout === `1 exited ${value}\n`, code]).toEqual([true, 0]);
+});
+
+test('sf-guest says what is wrong, by its exit code too', async () => {
+  const error = { code: 'SF_NO_ROOM', message: '3 MB are missing', details: {} };
+  const failed = await shell(['fork', '2'], async (agent) => {
+    agent.answer(await agent.take('fork'), { error });
+  });
+  expect(failed).toEqual({
+    stdout: '',
+    stderr: 'sf-guest: SF_NO_ROOM: 3 MB are missing\n',
+    code: 1,
+  });
+  const garbled = await shell(['info'], async (agent) => {
+    await agent.take('info');
+    agent.peer.sendMessage(FrameType.response, 1, Buffer.from('82', 'hex'));
+  });
+  expect(garbled).toMatchObject({ stdout: '', code: 1 });
+  expect((await shell(['--help'])).stdout).toContain('sf-guest fork 4 --ticket');
+  for (const words of [
+    [],
+    ['frok'],
+    ['fork'],
+    ['fork', '257'],
+    ['fork', '1.5'],
+    ['fork', '1', '2'],
+  ]) {
+    expect(await shell(words)).toMatchObject({ stdout: '', code: 2 });
+  }
+  for (const json of ['', '{', '[1,]', '01', '"a', '{"a" 1}', 'nul', '1 2']) {
+    expect(await shell(['exit', '--json', json])).toMatchObject({ stdout: '', code: 2 });
+  }
+  const large = Buffer.alloc(VALUE_BYTES_MAX);
+  expect(await shell(['exit', '--stdin'], undefined, large)).toMatchObject({ code: 1 });
+  process.env.SNOWFORK_GUEST_SOCKET = join(folder, 'nothing-here.sock');
+  expect(await shell(['info'])).toMatchObject({ stdout: '', code: 3 });
 });
