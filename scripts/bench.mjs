@@ -10,7 +10,9 @@ const names = fs
   .filter((file) => file.endsWith('.ts'))
   .map((file) => path.basename(file, '.ts'));
 if (name === undefined || !names.includes(name)) {
-  process.stderr.write(`usage: npm run bench -- NAME [--json] [--quick]\nNAME is one of: ${names.join(', ')}\n`);
+  process.stderr.write(
+    `usage: npm run bench -- NAME [--json] [--quick]\nNAME is one of: ${names.join(', ')}\n`,
+  );
   process.exit(2);
 }
 setUp();

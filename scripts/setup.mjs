@@ -42,7 +42,9 @@ function installDebianPackages() {
   if (missing.length === 0) return;
   const install = `apt-get install --yes --no-install-recommends ${missing.join(' ')}`;
   if (process.getuid() !== 0) {
-    fail(`these Debian packages are missing; install them as root:\n  apt-get update && ${install}`);
+    fail(
+      `these Debian packages are missing; install them as root:\n  apt-get update && ${install}`,
+    );
   }
   say(`installing Debian packages: ${missing.join(', ')}`);
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };

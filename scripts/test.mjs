@@ -26,7 +26,9 @@ if (fs.existsSync(results)) {
   passed = report.numPassedTests;
   skipped = report.numPendingTests + report.numTodoTests;
   // A file that could not even be loaded has no tests to count.
-  const broken = report.testResults.filter((file) => file.status === 'failed' && file.assertionResults.length === 0);
+  const broken = report.testResults.filter(
+    (file) => file.status === 'failed' && file.assertionResults.length === 0,
+  );
   failed = report.numFailedTests + broken.length;
 }
 fs.rmSync(path.dirname(results), { recursive: true, force: true });

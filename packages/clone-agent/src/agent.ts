@@ -37,6 +37,7 @@ import type { RawEnd } from './vms/vm.js';
 import { readVmStats } from './vms/vm-stats.js';
 
 const packageFolder = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
+const sdkFolder = path.resolve(fileURLToPath(import.meta.resolve('@snowfork/sdk/api')), '../../..');
 const packageFile = path.join(packageFolder, 'package.json');
 const VERSION = (JSON.parse(fs.readFileSync(packageFile, 'utf8')) as { version: string }).version;
 
@@ -78,7 +79,12 @@ export class Agent implements AgentService {
 
   private constructor(
     { state, log }: AgentOptions,
-    parts: { settings: Settings; journal: ProcessJournal; hypervisor: Hypervisor; pager: PagerKeeper },
+    parts: {
+      settings: Settings;
+      journal: ProcessJournal;
+      hypervisor: Hypervisor;
+      pager: PagerKeeper;
+    },
   ) {
     this.#state = state;
     this.#log = log;
@@ -104,7 +110,7 @@ export class Agent implements AgentService {
       store: this.#store,
       log,
       guestFolder: path.join(packageFolder, 'guest'),
-      sdkFolder: path.dirname(path.dirname(fileURLToPath(import.meta.resolve('@snowfork/sdk/api')))),
+      sdkFolder,
       machineFor: (prepared, cpu) => this.#hypervisor.machineFor(prepared, cpu),
       bootQemu: (snapshot, prepared) => this.#hypervisor.boot(snapshot, this.#store, prepared),
       availableBytes: () => this.#families.room.measure().availableBytes,
@@ -114,9 +120,16 @@ export class Agent implements AgentService {
   async #open(): Promise<void> {
     this.#store.load(Images.namedSnapshots(this.#state));
     this.#images.load();
-    this.#server = await startServer({ service: this, socketPath: this.#state.socket, version: VERSION });
+    this.#server = await startServer({
+      service: this,
+      socketPath: this.#state.socket,
+      version: VERSION,
+    });
     const startTime = processStartTime(process.pid);
-    fs.writeFileSync(this.#state.agentFile, JSON.stringify({ pid: process.pid, startTime, version: VERSION }));
+    fs.writeFileSync(
+      this.#state.agentFile,
+      JSON.stringify({ pid: process.pid, startTime, version: VERSION }),
+    );
     this.#log.info({ pid: process.pid, state: this.#state.root }, 'the agent is ready');
   }
 
@@ -146,7 +159,8 @@ export class Agent implements AgentService {
 
   async #shutDownOnce(): Promise<void> {
     this.#log.info('shutting down');
-    for (const vm of this.#families.all()) vm.finish({ how: 'killed', reason: 'the agent was shut down' });
+    for (const vm of this.#families.all())
+      vm.finish({ how: 'killed', reason: 'the agent was shut down' });
     await this.#hypervisor.stop();
     await this.#pager.stop();
     await unmountAll(this.#state.mount);
@@ -157,7 +171,12 @@ export class Agent implements AgentService {
   }
 
   buildImage(
-    request: { name: string; file: string; memory?: string | undefined; force?: boolean | undefined },
+    request: {
+      name: string;
+      file: string;
+      memory?: string | undefined;
+      force?: boolean | undefined;
+    },
     onProgress: (progress: BuildProgress) => void,
     signal: AbortSignal,
   ): Promise<BuildResult> {
@@ -267,7 +286,10 @@ async function cleanUp(state: StateFolder, journal: ProcessJournal, log: Logger)
   if (fs.existsSync(state.agentFile)) {
     const { pid, startTime } = JSON.parse(fs.readFileSync(state.agentFile, 'utf8'));
     if (startTime !== undefined && processStartTime(pid) === startTime) {
-      throw new SnowforkError('SF_BAD_REQUEST', `an agent runs already for ${state.root} (process ${pid})`);
+      throw new SnowforkError(
+        'SF_BAD_REQUEST',
+        `an agent runs already for ${state.root} (process ${pid})`,
+      );
     }
     log.warn({ pid }, 'the agent before this one died; ending what it left');
   }

@@ -19,7 +19,14 @@ import { z } from 'zod';
 import { type ChannelHandlers, GuestChannel } from './guest/channel.js';
 import { withResolvers } from './guest/exec.js';
 import type { QemuProcess } from './hypervisor/qemu.js';
-import { hashImage, type ImageSpec, parseImageFile, parseMemory, type PreparedImage, prepareImage } from './image/index.js';
+import {
+  hashImage,
+  type ImageSpec,
+  type PreparedImage,
+  parseImageFile,
+  parseMemory,
+  prepareImage,
+} from './image/index.js';
 import type { OwnObject, Snapshot, SnapshotStore } from './store/snapshots.js';
 import type { StateFolder } from './store/state-folder.js';
 import { freezeVm } from './vms/freeze-vm.js';
@@ -92,7 +99,12 @@ export class Images {
    * @throws SnowforkError SF_BAD_REQUEST, SF_IMAGE_BUILD_FAILED, SF_ABORTED.
    */
   async build(
-    request: { name: string; file: string; memory?: string | undefined; force?: boolean | undefined },
+    request: {
+      name: string;
+      file: string;
+      memory?: string | undefined;
+      force?: boolean | undefined;
+    },
     onProgress: (progress: BuildProgress) => void,
     signal: AbortSignal,
   ): Promise<BuildResult> {
@@ -112,14 +124,20 @@ export class Images {
   }
 
   async #build(
-    request: { name: string; file: string; memory?: string | undefined; force?: boolean | undefined },
+    request: {
+      name: string;
+      file: string;
+      memory?: string | undefined;
+      force?: boolean | undefined;
+    },
     progress: (step: string, message: string) => void,
     signal: AbortSignal,
   ): Promise<BuildResult> {
     const { name } = request;
     const { state, guestFolder, sdkFolder } = this.#context;
     const declared = await parseImageFile(request.file);
-    const memoryBytes = request.memory === undefined ? declared.memoryBytes : parseMemory(request.memory);
+    const memoryBytes =
+      request.memory === undefined ? declared.memoryBytes : parseMemory(request.memory);
     const spec = { ...declared, memoryBytes };
     const hash = await hashImage(spec, { guestFolder, sdkFolder });
     const old = this.#images.get(name);
@@ -225,7 +243,13 @@ export class Images {
     const ram = ramOf(machine);
     const empty = store.begin({ machine, kept: false, persistent: false, objects: [ram, disk] });
     const totalPages = machine.memoryBytes / PAGE_BYTES;
-    const none = { privatePages: 0, freePages: 0, zeroPages: 0, referencedPages: 0, storedPages: 0 };
+    const none = {
+      privatePages: 0,
+      freePages: 0,
+      zeroPages: 0,
+      referencedPages: 0,
+      storedPages: 0,
+    };
     await store.complete(empty, {
       map: { entries: new Uint16Array(totalPages), layerCount: 0 },
       layers: [],
@@ -262,7 +286,10 @@ export class Images {
         ready.promise,
         vm.ended.then(() => vm.assertAlive()),
         delay(BOOT_TIMEOUT_MS, undefined, { signal: deadline }).then(() => {
-          throw new SnowforkError('SF_TIMEOUT', `the guest was not ready within ${BOOT_TIMEOUT_MS} ms`);
+          throw new SnowforkError(
+            'SF_TIMEOUT',
+            `the guest was not ready within ${BOOT_TIMEOUT_MS} ms`,
+          );
         }),
       ]);
     } finally {
@@ -299,7 +326,10 @@ async function runInGuest(vm: Vm, command: string, signal: AbortSignal): Promise
       output = (output + event.bytes.toString('utf8')).slice(-4096);
     } else if (event.exit.code !== 0) {
       const how = event.exit.code ?? `signal ${event.exit.signal}`;
-      throw new SnowforkError('SF_IMAGE_BUILD_FAILED', `warm: ${command} failed (${how})\n${output}`);
+      throw new SnowforkError(
+        'SF_IMAGE_BUILD_FAILED',
+        `warm: ${command} failed (${how})\n${output}`,
+      );
     }
   }
 }

@@ -119,10 +119,17 @@ export class GuestChannel {
     this.#assertUsable();
     this.#held = [];
     try {
-      await this.#shake('prepared', fork, signal, encodeFrame(FrameType.prepare, 0, encodeLines({ fork })));
+      await this.#shake(
+        'prepared',
+        fork,
+        signal,
+        encodeFrame(FrameType.prepare, 0, encodeLines({ fork })),
+      );
     } catch (error) {
       // It may have become quiet all the same: tell it that nothing came of it.
-      this.#write(encodeResume({ fork, role: 'failed', id: 0, hostname: '', entropy: Buffer.alloc(0) }));
+      this.#write(
+        encodeResume({ fork, role: 'failed', id: 0, hostname: '', entropy: Buffer.alloc(0) }),
+      );
       this.#release();
       throw error;
     }

@@ -3,7 +3,9 @@
 // sends; the HTTP server consumes it.
 
 import {
+  decodeLines,
   EXEC_WINDOW_BYTES,
+  type ExecRequest,
   encodeFrame,
   encodeLines,
   FLAG_END,
@@ -11,8 +13,6 @@ import {
   type Frame,
   FrameError,
   FrameType,
-  decodeLines,
-  type ExecRequest,
   SnowforkError,
 } from '@snowfork/sdk/api';
 import type { ExecEvent, ExecSession } from '../api/service.js';
@@ -26,7 +26,10 @@ export function encodeExec(stream: number, request: ExecRequest): Buffer {
   const command = request.command;
   const strings = [request.cwd ?? '', String(command.length), ...command, ...environment];
   if (strings.some((text) => text.includes('\0'))) {
-    throw new SnowforkError('SF_BAD_REQUEST', 'a command and its environment cannot hold NUL bytes');
+    throw new SnowforkError(
+      'SF_BAD_REQUEST',
+      'a command and its environment cannot hold NUL bytes',
+    );
   }
   const payload = Buffer.from(strings.map((text) => `${text}\0`).join(''));
   if (payload.length > FRAME_PAYLOAD_BYTES_MAX) {
@@ -146,7 +149,9 @@ export class GuestExec implements ExecSession {
   #exit(fields: Map<string, string>): void {
     const error = fields.get('error');
     if (error !== undefined) {
-      this.fail(new SnowforkError('SF_BAD_REQUEST', `the guest could not run the command: ${error}`));
+      this.fail(
+        new SnowforkError('SF_BAD_REQUEST', `the guest could not run the command: ${error}`),
+      );
       return;
     }
     const number = (key: string) => (fields.has(key) ? Number(fields.get(key)) : null);

@@ -10,8 +10,8 @@ import type { Settings } from '../settings.js';
 import type { ProcessJournal } from '../store/processes.js';
 import { ramObject, type Snapshot, type SnapshotStore } from '../store/snapshots.js';
 import type { StateFolder } from '../store/state-folder.js';
-import { ignoreHugePageAdvice } from '../system/seccomp.js';
 import { lowerPriority } from '../system/priority.js';
+import { ignoreHugePageAdvice } from '../system/seccomp.js';
 import { type BootSource, DEFAULT_CPU_MODEL, type MachineShape } from './arguments.js';
 import { locateQemu, type QemuBinary } from './locate.js';
 import { WarmPool } from './pool.js';
@@ -50,11 +50,7 @@ export class Hypervisor {
     return new Hypervisor(options, binary, probe);
   }
 
-  private constructor(
-    options: HypervisorOptions,
-    binary: QemuBinary,
-    probe: AcceleratorProbe,
-  ) {
+  private constructor(options: HypervisorOptions, binary: QemuBinary, probe: AcceleratorProbe) {
     this.#options = options;
     this.#binary = binary;
     this.#probe = probe;

@@ -55,7 +55,10 @@ const SOCKET_SUFFIX_BYTES = 40;
  * Makes what is missing and mounts a fresh tmpfs over `run`.
  * @throws SnowforkError SF_BAD_REQUEST when the path is too long, SF_PERMISSION when mounting fails.
  */
-export async function prepareStateFolder(state: StateFolder, layersBytesMax: number): Promise<void> {
+export async function prepareStateFolder(
+  state: StateFolder,
+  layersBytesMax: number,
+): Promise<void> {
   if (Buffer.byteLength(state.root) + SOCKET_SUFFIX_BYTES > SOCKET_PATH_BYTES_MAX) {
     throw new SnowforkError(
       'SF_BAD_REQUEST',

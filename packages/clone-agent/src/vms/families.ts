@@ -99,7 +99,11 @@ export class Families {
   }
 
   /** Freezes `vm` and keeps the snapshot. */
-  async checkpoint(vm: Vm, caller: Caller | undefined, signal: AbortSignal): Promise<CheckpointResult> {
+  async checkpoint(
+    vm: Vm,
+    caller: Caller | undefined,
+    signal: AbortSignal,
+  ): Promise<CheckpointResult> {
     vm.guest();
     return await vm.inTurn(async () => {
       const snapshot = this.#beginSnapshot(vm, true);
@@ -163,7 +167,9 @@ export class Families {
   ): Ticket {
     const reservation = this.room.reserve(clones, machine, extraBytes);
     if (reservation.granted === 0) {
-      throw new SnowforkError('SF_NO_ROOM', reservation.reason ?? 'no room', { details: { clones } });
+      throw new SnowforkError('SF_NO_ROOM', reservation.reason ?? 'no room', {
+        details: { clones },
+      });
     }
     return this.tickets.create(vm, clones, reservation);
   }
@@ -189,7 +195,12 @@ export class Families {
     });
     const clones = await starting;
     const { store } = this.#context;
-    return { ticket: ticket.info(), snapshot: store.info(snapshot), freeze: freezing.times, clones };
+    return {
+      ticket: ticket.info(),
+      snapshot: store.info(snapshot),
+      freeze: freezing.times,
+      clones,
+    };
   }
 
   /** A fork whose freeze failed leaves the ticket usable, and whoever asked gets the reason. */
@@ -236,14 +247,16 @@ export class Families {
       caller,
       parentAnswer,
       signal,
-      availableBytes: () => this.room.measure().availableBytes - this.#context.settings.reservedBytes,
+      availableBytes: () =>
+        this.room.measure().availableBytes - this.#context.settings.reservedBytes,
     });
     this.#context.changed('vm', vm.id);
     return freezing;
   }
 
   #descentFrom(snapshot: Snapshot, parent: Vm | undefined): Descent {
-    const origin = parent ?? (snapshot.file.vm === undefined ? undefined : this.#vms.get(snapshot.file.vm));
+    const origin =
+      parent ?? (snapshot.file.vm === undefined ? undefined : this.#vms.get(snapshot.file.vm));
     if (origin === undefined) return { image: snapshot.file.image ?? 'unknown' };
     return { image: origin.descent.image, parent: origin.id, family: origin.family };
   }
@@ -302,7 +315,9 @@ export class Families {
     this.#context.changed('vm', vm.id);
     const { caller, pending } = snapshot.file.guest;
     vm.owner = caller !== undefined && !caller.detached ? caller.stream : undefined;
-    const answers = pending.map((request) => encodeResponse(request, { error: forkedAway(request) }));
+    const answers = pending.map((request) =>
+      encodeResponse(request, { error: forkedAway(request) }),
+    );
     if (caller !== undefined) {
       const result = cloneAnswer(caller.method, snapshot, ticket, descent.cloneId);
       answers.push(encodeResponse(caller, { result }));
@@ -328,7 +343,8 @@ export class Families {
     const { ticket, cloneId } = vm.descent;
     log.info({ vm: vm.id, end: describeEnd(vm.end!) }, 'VM ended');
     if (ticket !== undefined && cloneId !== undefined && this.#vms.has(vm.id)) {
-      const how = vm.end!.how === 'exited' ? { value: vm.end!.value } : { reason: describeEnd(vm.end!) };
+      const how =
+        vm.end!.how === 'exited' ? { value: vm.end!.value } : { reason: describeEnd(vm.end!) };
       this.tickets.get(ticket).settle(cloneId, how);
       changed('ticket', ticket);
     }
@@ -358,7 +374,8 @@ export class Families {
     this.#answerGuest(vm, request, params).catch((cause: unknown) => {
       if (vm.end !== undefined) return;
       const error = SnowforkError.from(cause);
-      if (error.code === 'SF_INTERNAL') this.#context.log.error({ vm: vm.id, err: cause }, 'guest request');
+      if (error.code === 'SF_INTERNAL')
+        this.#context.log.error({ vm: vm.id, err: cause }, 'guest request');
       vm.channel?.respond(request, { error });
     });
   }
@@ -376,7 +393,12 @@ export class Families {
       }
       case 'clone': {
         const { ticket, detached = false } = parse('clone', params);
-        await this.#forkByTicket(vm, this.tickets.get(ticket, vm.id), { request, detached }, signal);
+        await this.#forkByTicket(
+          vm,
+          this.tickets.get(ticket, vm.id),
+          { request, detached },
+          signal,
+        );
         return;
       }
       case 'checkpoint': {
@@ -395,7 +417,10 @@ export class Families {
         const { ticket, cloneId } = parse('result', params);
         const slot = this.tickets.get(ticket, vm.id).slots[cloneId - 1];
         if (slot?.value !== undefined) return answer(slot.value);
-        throw new SnowforkError('SF_BAD_REQUEST', `clone ${cloneId} of ${ticket} handed over no value`);
+        throw new SnowforkError(
+          'SF_BAD_REQUEST',
+          `clone ${cloneId} of ${ticket} handed over no value`,
+        );
       }
       case 'kill':
         this.killTicket(this.tickets.get(parse('kill', params).ticket, vm.id));

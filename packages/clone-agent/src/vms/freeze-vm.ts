@@ -9,7 +9,12 @@ import type { Logger } from 'pino';
 import { type MemoryFreeze, prepareFreeze } from '../freeze/freeze-memory.js';
 import { findNoteLocation } from '../freeze/vmcoreinfo.js';
 import { encodeResponse, type PendingRequest } from '../guest/channel.js';
-import { ramObject, type Snapshot, type SnapshotFile, type SnapshotStore } from '../store/snapshots.js';
+import {
+  ramObject,
+  type Snapshot,
+  type SnapshotFile,
+  type SnapshotStore,
+} from '../store/snapshots.js';
 import { anonymousBytes } from './room.js';
 import { ENTROPY_BYTES } from './start-clone.js';
 import type { Vm } from './vm.js';

@@ -40,11 +40,19 @@ export class Room {
   }
 
   /** In bytes: what running VMs and reserved slots may still grow by, and what is left for new ones. */
-  measure(): { totalBytes: number; availableBytes: number; promisedBytes: number; roomBytes: number } {
+  measure(): {
+    totalBytes: number;
+    availableBytes: number;
+    promisedBytes: number;
+    roomBytes: number;
+  } {
     const { totalBytes, availableBytes } = readMemory();
     let promisedBytes = this.#reservedBytes;
     for (const { pid, machine } of this.#occupants()) {
-      promisedBytes += Math.max(0, commitBytes(machine) - (pid === undefined ? 0 : anonymousBytes(pid)));
+      promisedBytes += Math.max(
+        0,
+        commitBytes(machine) - (pid === undefined ? 0 : anonymousBytes(pid)),
+      );
     }
     const roomBytes = Math.max(0, availableBytes - promisedBytes - this.#settings.reservedBytes);
     return { totalBytes, availableBytes, promisedBytes, roomBytes };
@@ -83,7 +91,8 @@ function mebi(bytes: number): number {
 
 function readMemory(): { totalBytes: number; availableBytes: number } {
   const text = fs.readFileSync('/proc/meminfo', 'utf8');
-  const field = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(text)?.[1]) * 1024;
+  const field = (name: string) =>
+    Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(text)?.[1]) * 1024;
   return { totalBytes: field('MemTotal'), availableBytes: field('MemAvailable') };
 }
 

@@ -2,8 +2,8 @@
 // once at a clone's exit; never on the path of a fork.
 
 import fs from 'node:fs/promises';
-import type { VmStats } from '@snowfork/sdk/api';
 import { PAGE_BYTES } from '@snowfork/memserver';
+import type { VmStats } from '@snowfork/sdk/api';
 import type { Vm } from './vm.js';
 
 /** Clock ticks of /proc/PID/stat; USER_HZ is 100 on every Linux that Node runs on. */
@@ -19,7 +19,8 @@ export async function readVmStats(vm: Vm): Promise<VmStats> {
   let pssBytes = 0;
   const ram = { Rss: 0, Pss: 0, Anonymous: 0 };
   for (const mapping of smaps.split(/\n(?=[0-9a-f]+-[0-9a-f]+ )/)) {
-    const field = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(mapping)?.[1] ?? 0) * 1024;
+    const field = (name: string) =>
+      Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(mapping)?.[1] ?? 0) * 1024;
     pssBytes += field('Pss');
     const end = mapping.indexOf('\n');
     if (!mapping.slice(0, end).endsWith(`/${vm.base.file.id}/ram`)) continue;

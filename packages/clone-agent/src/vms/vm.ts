@@ -54,7 +54,13 @@ export class Vm {
   #consoleSocket: net.Socket | undefined;
   #turn: Promise<unknown> = Promise.resolve();
 
-  constructor(id: string, descent: Descent, base: Snapshot, qemu: QemuProcess, onEnd: (vm: Vm) => void) {
+  constructor(
+    id: string,
+    descent: Descent,
+    base: Snapshot,
+    qemu: QemuProcess,
+    onEnd: (vm: Vm) => void,
+  ) {
     this.id = id;
     this.descent = descent;
     this.base = base;
