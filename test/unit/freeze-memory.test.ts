@@ -175,12 +175,13 @@ describe('a freeze', () => {
 
   it('references what the last snapshot has, and stores what changed since', async () => {
     await tell('fill 0 600 1');
+    await tell('fill 700 20 1');
     const first = await freeze(base);
     await tell('fill 100 10 2');
     const second = await freeze(first);
     expect(second.counts).toMatchObject({
-      privatePages: 600,
-      referencedPages: 590,
+      privatePages: 620,
+      referencedPages: 610,
       storedPages: 10,
     });
     expect(idsOf(second)).toEqual(['base', first.layers[1]!.id, second.layers[2]!.id]);
@@ -274,6 +275,17 @@ describe('a freeze', () => {
     for (const other of others) other.abandon();
     expect(layerFiles()).toEqual(['tight']);
   });
+});
+
+it('gives back what it took of the reserve, however it ends', async () => {
+  await tell('fill 0 1000 1');
+  for (let round = 0; round < RESERVE_PIECES_MAX / 2; round++) {
+    const newLayer = { id: 'new', path: path.join(folder, 'new') };
+    const freezing = prepareFreeze({ pid: child.pid!, ramPath, base, last: base, newLayer });
+    freezing.run();
+    freezing.abandon();
+  }
+  expect((await freeze(base)).counts.storedPages).toBe(1000);
 });
 
 describe('a freeze that fails', () => {

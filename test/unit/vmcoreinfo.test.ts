@@ -160,7 +160,7 @@ describe('the note in a device state', () => {
 
   it('is not there without the device, or when the guest never filled it in', () => {
     expect(findNoteLocation(before)).toBeUndefined();
-    const unfilled = section.replace('0100010001', '0000010000');
+    const unfilled = section.replace('0100010001', '0000010001');
     expect(findNoteLocation(Buffer.from(unfilled, 'hex'))).toBeUndefined();
     const cut = Buffer.from(section, 'hex').subarray(0, 30);
     expect(findNoteLocation(cut)).toBeUndefined();

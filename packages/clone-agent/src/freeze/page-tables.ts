@@ -14,8 +14,6 @@ export interface Translation {
 const PRESENT = 1n;
 const HUGE = 0x80n;
 const ADDRESS_MASK = 0x000f_ffff_ffff_f000n;
-/** Level 1 has no smaller pages, levels 2 and 3 may have huge ones, those above may not. */
-const HUGE_LEVEL_MAX = 3;
 
 export class PageTables {
   readonly #memory: GuestMemory;
@@ -44,7 +42,7 @@ export class PageTables {
       if ((entry & PRESENT) === 0n) {
         throw new GuestLayoutError(`address 0x${virtualAddress.toString(16)} is not mapped`);
       }
-      const isHuge = level > 1 && level <= HUGE_LEVEL_MAX && (entry & HUGE) !== 0n;
+      const isHuge = level > 1 && (entry & HUGE) !== 0n;
       if (level > 1 && !isHuge) {
         table = Number(entry & this.#addressMask);
         continue;
