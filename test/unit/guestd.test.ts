@@ -384,12 +384,25 @@ test.each([
       ...one.frames,
     ]).toEqual([]);
     rmSync(join(folder, 'fail'), { force: true });
+    resume('failed');
+    expect((await lines(FrameType.resumed)).error).toContain('owed');
     resume('clone');
     expect(await lines(FrameType.resumed)).toEqual({ fork: 'f1', ok: '1' });
     expect(`${(await one.message(FrameType.response)).payload}`).toBe('id 1');
     expect(`${(await agent.message(FrameType.request)).payload}`).toBe('next');
   },
 );
+
+test('a RESUME that fails holds everything, also when nothing was prepared', async () => {
+  resume('clone', { entropy: '' });
+  expect((await lines(FrameType.resumed)).error).toBe('RESUME without entropy');
+  const one = await program();
+  one.sendMessage(FrameType.request, 0, Buffer.from('a'));
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  expect(agent.frames.filter((frame) => frame.type === FrameType.request)).toEqual([]);
+  resume('clone');
+  expect(`${(await agent.message(FrameType.request)).payload}`).toBe('a');
+});
 
 test('a freeze that was given up ends with role failed', async () => {
   await prepare();
