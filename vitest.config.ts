@@ -11,6 +11,7 @@ export default defineConfig({
           name: 'vm',
           include: ['test/vm/**/*.test.ts'],
           fileParallelism: false,
+          globalSetup: ['test/support/vm-setup.ts'],
           testTimeout: 120_000,
           hookTimeout: 300_000,
         },

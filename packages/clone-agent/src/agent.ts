@@ -103,6 +103,7 @@ export class Agent implements AgentService {
       settings: this.#settings,
       log,
       takeQemu: (snapshot) => this.#hypervisor.take(snapshot, this.#store),
+      quiet: () => this.#hypervisor.quiet(),
       changed: (kind, id) => this.#changed(kind, id),
     });
     this.#images = new Images({

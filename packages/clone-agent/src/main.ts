@@ -4,8 +4,11 @@
 
 import pino from 'pino';
 import { Agent } from './agent.js';
+import { processStartTime } from './store/processes.js';
 import { stateFolder } from './store/state-folder.js';
 
+/** Tests and benches own their agent: it must not outlive them, whatever ends them. */
+const OWNER_POLL_MS = 500;
 const DEFAULT_STATE_FOLDER = '/var/lib/snowfork';
 
 const log = pino({ name: 'snowfork', level: process.env.SNOWFORK_LOG ?? 'info' });
@@ -16,7 +19,18 @@ try {
   for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, () => void agent.shutDown());
   // A terminal that closes must not take the VMs with it.
   process.on('SIGHUP', () => {});
+  const owner = Number(process.env.SNOWFORK_OWNER);
+  if (owner > 0) endWith(owner, () => void agent.shutDown());
 } catch (error) {
   log.fatal({ err: error }, 'the agent could not start');
   process.exitCode = 1;
+}
+
+function endWith(owner: number, end: () => void): void {
+  const startTime = processStartTime(owner);
+  const timer = setInterval(() => {
+    if (startTime !== undefined && processStartTime(owner) === startTime) return;
+    clearInterval(timer);
+    end();
+  }, OWNER_POLL_MS);
 }

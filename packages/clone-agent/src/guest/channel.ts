@@ -264,6 +264,8 @@ export class GuestChannel {
     const handshake = this.#handshake;
     // An answer that comes after its deadline concerns nobody any more.
     if (handshake?.type !== type || handshake.fork !== facts.get('fork')) return;
+    // At once: the next frame of the same chunk may be a program's request for another fork.
+    this.#handshake = undefined;
     const error = facts.get('error');
     if (error === undefined) handshake.resolve();
     else handshake.reject(new SnowforkError('SF_CLONE_FAILED', `identity repair failed: ${error}`));

@@ -1,6 +1,7 @@
 // This host's way to a QEMU: which binary, which accelerator, and the warm pool. It knows a
 // snapshot's machine and where its objects are mounted, and nothing of forks. Called by the agent.
 
+import { setMaxListeners } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
 import { type HostInfo, type HostStats, type Machine, SnowforkError } from '@snowfork/sdk/api';
@@ -10,7 +11,6 @@ import type { Settings } from '../settings.js';
 import type { ProcessJournal } from '../store/processes.js';
 import { ramObject, type Snapshot, type SnapshotStore } from '../store/snapshots.js';
 import type { StateFolder } from '../store/state-folder.js';
-import { lowerPriority } from '../system/priority.js';
 import { ignoreHugePageAdvice } from '../system/seccomp.js';
 import { type BootSource, DEFAULT_CPU_MODEL, type MachineShape } from './arguments.js';
 import { locateQemu, type QemuBinary } from './locate.js';
@@ -54,6 +54,8 @@ export class Hypervisor {
     this.#options = options;
     this.#binary = binary;
     this.#probe = probe;
+    // Every QEMU that starts listens to it.
+    setMaxListeners(0, this.#stopped.signal);
     this.#pool = new WarmPool({
       size: options.settings.warmPoolSize,
       start: (shape, how) => this.#start(shape, how),

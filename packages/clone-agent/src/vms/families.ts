@@ -2,6 +2,7 @@
 // them. Every VM is a clone of a snapshot; this is where that sentence is code. It owns the VMs and
 // the tickets; how a VM is frozen is `freeze-vm.ts`, how a clone is started `start-clone.ts`.
 
+import { setMaxListeners } from 'node:events';
 import {
   type CheckpointResult,
   decodeValue,
@@ -35,6 +36,8 @@ export interface FamiliesContext {
   readonly log: Logger;
   /** A QEMU whose RAM is the snapshot's, ready to load its state; the snapshot may still be pending. */
   takeQemu(snapshot: Snapshot): Promise<{ qemu: QemuProcess; warm: boolean }>;
+  /** Keeps background work off the processors; returns the end of that. */
+  quiet(): () => void;
   changed(kind: 'vm' | 'ticket', id: string): void;
 }
 
@@ -272,6 +275,9 @@ export class Families {
   ): Promise<ForkResult['clones']> {
     ticket.used = true;
     snapshot.holders.add(ticket.id);
+    // Every clone that starts listens to it.
+    setMaxListeners(0, signal);
+    const endQuiet = this.#context.quiet();
     const clones = ticket.slots.map(async ({ cloneId }): Promise<ForkResult['clones'][number]> => {
       const slot = { ...descent, cloneId, ticket: ticket.id };
       try {
@@ -287,6 +293,7 @@ export class Families {
       }
     });
     const settled = await Promise.all(clones);
+    endQuiet();
     snapshot.holders.delete(ticket.id);
     this.#context.store.collect(snapshot);
     return settled;
@@ -371,6 +378,7 @@ export class Families {
 
   /** A request from inside. Whatever it holds, only this VM and its family are touched. */
   #guestAsks(vm: Vm, request: PendingRequest, params: unknown): void {
+    vm.noteProgram();
     this.#answerGuest(vm, request, params).catch((cause: unknown) => {
       if (vm.end !== undefined) return;
       const error = SnowforkError.from(cause);

@@ -37,6 +37,7 @@ export interface CloneStart {
 export async function runClone(vm: Vm, start: CloneStart): Promise<void> {
   const since = () => performance.now() - start.calledAt;
   const { startedMs, warm, signal } = start;
+  vm.calledAt = start.calledAt;
   try {
     const deviceState = fs.readFileSync(start.store.deviceState(vm.base));
     const stream = synthesiseStream(deviceState, vm.machine.machineType);
@@ -50,10 +51,12 @@ export async function runClone(vm: Vm, start: CloneStart): Promise<void> {
       hostname: vm.id,
       entropy: randomBytes(ENTROPY_BYTES),
     } as const;
-    await vm.channel!.resume(facts, signal, start.answers);
-    vm.assertAlive();
-    vm.times = { startedMs, loadedMs, resumedMs, answeredMs: since(), warm };
+    vm.times = { startedMs, loadedMs, resumedMs, answeredMs: 0, warm };
+    // Its processors run; until the repair is done the channel lets nobody in.
     vm.state = 'running';
+    await vm.channel!.resume(facts, signal, start.answers);
+    vm.times = { ...vm.times, answeredMs: since() };
+    vm.assertAlive();
   } catch (cause) {
     const error = SnowforkError.from(cause, 'SF_CLONE_FAILED');
     vm.finish({ how: 'lost', reason: error.message });

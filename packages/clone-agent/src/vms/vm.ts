@@ -41,6 +41,8 @@ export class Vm {
   readonly logs = new RingFeed(FEED_BYTES_MAX);
   state: VmInfo['state'] = 'starting';
   times: CloneTimes | undefined;
+  /** When whoever wanted it asked, by `performance.now()`. */
+  calledAt = performance.now();
   /** The connection of the program that this clone belongs to; its end is the clone's end. */
   owner: number | undefined;
   readonly startedAt = Date.now();
@@ -87,6 +89,12 @@ export class Vm {
   /** Resolves when the VM has ended, whatever the reason. */
   get ended(): Promise<RawEnd> {
     return this.#ended.promise;
+  }
+
+  /** A program of the guest has asked for something; the first time after its start counts. */
+  noteProgram(): void {
+    if (this.times === undefined || this.times.programMs !== undefined) return;
+    this.times = { ...this.times, programMs: performance.now() - this.calledAt };
   }
 
   info(): VmInfo {

@@ -104,6 +104,8 @@ export const cloneTimesSchema = z.object({
   resumedMs: ms,
   /** Its guest side repaired its identity and answered; its programs run. */
   answeredMs: ms,
+  /** The first request of one of its programs came; absent before that. */
+  programMs: ms.optional(),
   /** Whether QEMU came from the warm pool. */
   warm: z.boolean(),
 });
