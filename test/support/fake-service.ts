@@ -7,6 +7,7 @@ import {
   type BuildResult,
   type CheckpointResult,
   type End,
+  type ErrorCode,
   type ExecExit,
   type ExecRequest,
   type ForkResult,
@@ -152,6 +153,10 @@ export class FakeService implements AgentService {
     this.calls.push(`launch ${image}`);
     this.#failIfAsked();
     if (image === 'slow') await this.#untilAborted('launch', signal);
+    if (image.startsWith('fails-with-')) {
+      const code = image.slice('fails-with-'.length).replaceAll('-', '_').toUpperCase();
+      throw new SnowforkError(code as ErrorCode, 'as asked');
+    }
     if (!this.#images.has(image)) {
       throw new SnowforkError('SF_IMAGE_NOT_FOUND', `no image ${image}`, { details: { image } });
     }

@@ -5,12 +5,13 @@ import { type IncomingMessage, request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { SnowforkError } from '@snowfork/sdk/api';
-import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { JSON_BODY_BYTES_MAX } from '../../packages/clone-agent/src/api/request.js';
 import { buildRoutes } from '../../packages/clone-agent/src/api/routes.js';
 import { type RunningServer, startServer } from '../../packages/clone-agent/src/api/server.js';
 import { EventQueue, FEED_QUEUE_BYTES_MAX } from '../../packages/clone-agent/src/api/sse.js';
 import { readEvents } from '../../packages/sdk/src/host/events.js';
+import { eventually } from '../support/eventually.js';
 import { FakeService } from '../support/fake-service.js';
 
 let folder: string;
@@ -282,7 +283,7 @@ describe('a command', () => {
     const incoming = await open('POST', `/v1/vms/${id}/exec`, body);
     await incoming.iterator({ destroyOnReturn: false }).next();
     incoming.destroy();
-    await vi.waitFor(() => expect(service.aborted).toEqual(['exec']));
+    await eventually(() => expect(service.aborted).toEqual(['exec']));
   });
 
   test('is not run ahead of its reader', async () => {
@@ -331,18 +332,18 @@ describe('what waits', () => {
       const outgoing = request({ socketPath, method: 'POST', path, agent: false });
       outgoing.on('error', () => {});
       outgoing.end(JSON.stringify(body));
-      await vi.waitFor(() => expect(service.calls.length).toBe(before + 1));
+      await eventually(() => expect(service.calls.length).toBe(before + 1));
       outgoing.destroy();
     }
-    await vi.waitFor(() => expect([...service.aborted].sort()).toEqual(['fork', 'join', 'wait']));
+    await eventually(() => expect([...service.aborted].sort()).toEqual(['fork', 'join', 'wait']));
   });
 
   test('is answered with SF_ABORTED when the server closes, and the socket is gone', async () => {
     const id = await launched();
     const waiting = ask('POST', `/v1/vms/${id}/wait`);
     const watching = events('GET', '/v1/events');
-    await vi.waitFor(() => expect(service.calls).toContain(`wait ${id}`));
-    await vi.waitFor(() => expect(service.listeners).toBe(1));
+    await eventually(() => expect(service.calls).toContain(`wait ${id}`));
+    await eventually(() => expect(service.listeners).toBe(1));
     await server.close();
     expect(await waiting).toMatchObject({ status: 499, json: { error: { code: 'SF_ABORTED' } } });
     expect((await watching).at(-1)?.[0]).toBe('error');
@@ -355,7 +356,7 @@ describe('feeds', () => {
   test('of a console: what was, then what comes, then the end', async () => {
     const id = await launched();
     const watching = events('GET', `/v1/vms/${id}/console`);
-    await vi.waitFor(() => expect(service.consoleFeed.listeners).toBe(1));
+    await eventually(() => expect(service.consoleFeed.listeners).toBe(1));
     expect((await ask('POST', `/v1/vms/${id}/console`, Buffer.from('root\n'))).status).toBe(204);
     service.consoleFeed.end();
     expect(await watching).toEqual([
@@ -377,9 +378,9 @@ describe('feeds', () => {
   test('forget a reader that has gone', async () => {
     const id = await launched();
     const incoming = await open('GET', `/v1/vms/${id}/console`);
-    await vi.waitFor(() => expect(service.consoleFeed.listeners).toBe(1));
+    await eventually(() => expect(service.consoleFeed.listeners).toBe(1));
     incoming.destroy();
-    await vi.waitFor(() => expect(service.consoleFeed.listeners).toBe(0));
+    await eventually(() => expect(service.consoleFeed.listeners).toBe(0));
   });
 
   test('tell a reader that is too slow how much it missed', async () => {

@@ -122,7 +122,8 @@ function addExecs(routes: Routes, service: AgentService, closing: AbortSignal): 
   routes.post('/v1/vms/:id/exec', async (context) => {
     const signal = callerSignal(context, closing);
     const request = await parseBody(context, execRequestSchema);
-    return eventResponse(execEvents(await service.exec(id(context), request, signal)));
+    const started = await service.exec(id(context), request, signal);
+    return eventResponse(execEvents(started, signal));
   });
   routes.post('/v1/vms/:id/execs/:exec/stdin', async (context) => {
     const command = session(context);

@@ -12,10 +12,17 @@ import {
   type ServerEvent,
 } from './sse.js';
 
-/** `started`, then `stdout` and `stderr` in the order of the guest, then `exit`. */
-export async function* execEvents(session: ExecSession): AsyncGenerator<ServerEvent> {
+/**
+ * `started`, then `stdout` and `stderr` in the order of the guest, then `exit`; a command that was
+ * killed because `signal` aborted ends with the error instead.
+ */
+export async function* execEvents(
+  session: ExecSession,
+  signal: AbortSignal,
+): AsyncGenerator<ServerEvent> {
   yield jsonEvent('started', { exec: session.exec, pid: session.pid });
   for await (const event of session.events()) {
+    if (signal.aborted) throw signal.reason;
     if (event.kind === 'exit') yield jsonEvent('exit', event.exit);
     else yield bytesEvent(event.kind, event.bytes);
   }

@@ -66,7 +66,8 @@ function typeInto(session: ConsoleSession, output: Output): () => void {
     const typed = escapeAt === -1 ? chunk : chunk.subarray(0, escapeAt);
     // If the VM has just ended, the output says so.
     if (typed.length > 0) queue = queue.then(() => session.write(typed)).catch(() => {});
-    if (escapeAt !== -1) session.close();
+    // What was typed before it still goes to the guest.
+    if (escapeAt !== -1) queue = queue.then(() => session.close());
   };
   let queue = Promise.resolve();
   if (stdin.isTTY) {

@@ -1,0 +1,12 @@
+// Waits for what another process or connection does. The deadline is long, as it only ends tests that
+// have failed anyway; what holds is seen at once. Used by tests.
+
+import { vi } from 'vitest';
+
+const DEADLINE_MS = 20_000;
+const POLL_MS = 10;
+
+/** Resolves when `check` passes; rejects with its last complaint. */
+export async function eventually(check: () => void): Promise<void> {
+  await vi.waitFor(check, { timeout: DEADLINE_MS, interval: POLL_MS });
+}
