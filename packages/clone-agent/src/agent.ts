@@ -25,6 +25,7 @@ import {
 import type { Logger } from 'pino';
 import { startServer } from './api/server.js';
 import type { AgentService, ByteFeed, ExecSession } from './api/service.js';
+import { warmFreezeReserve } from './freeze/freeze-memory.js';
 import { Hypervisor } from './hypervisor/hypervisor.js';
 import { Images } from './images.js';
 import { PagerKeeper } from './pager/keeper.js';
@@ -72,6 +73,7 @@ export class Agent implements AgentService {
     await prepareStateFolder(options.state, settings.layersBytesMax);
     const hypervisor = await Hypervisor.start({ ...options, settings, journal });
     const pager = await PagerKeeper.start({ ...options, journal });
+    warmFreezeReserve();
     const agent = new Agent(options, { settings, journal, hypervisor, pager });
     await agent.#open();
     return agent;

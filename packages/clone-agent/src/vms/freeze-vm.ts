@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import { type FreezeTimes, SnowforkError } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { type MemoryFreeze, prepareFreeze } from '../freeze/freeze-memory.js';
-import { findNoteLocation } from '../freeze/vmcoreinfo.js';
+import { findNoteLocation, type NoteLocation } from '../freeze/vmcoreinfo.js';
 import { encodeResponse, type PendingRequest } from '../guest/channel.js';
 import {
   ramObject,
@@ -93,7 +93,15 @@ function beginMemory(vm: Vm, snapshot: Snapshot, store: SnapshotStore): MemoryFr
     base: store.memory(base),
     last: store.memory(newest),
     newLayer: store.newLayer(snapshot.persistent),
+    note: noteOf(newest, store),
   });
+}
+
+/** Where the guest had its VMCOREINFO lately, to look through its free lists before the pause. */
+function noteOf(newest: Snapshot, store: SnapshotStore): NoteLocation | undefined {
+  const deviceState = store.deviceState(newest);
+  // The empty snapshot, from which an image is booted, has none.
+  return fs.existsSync(deviceState) ? findNoteLocation(fs.readFileSync(deviceState)) : undefined;
 }
 
 /** The pause. The guest is quiet already; the VM runs again when this returns or throws. */
