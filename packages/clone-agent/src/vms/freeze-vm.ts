@@ -8,7 +8,7 @@ import { type FreezeTimes, SnowforkError } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { type MemoryFreeze, prepareFreeze } from '../freeze/freeze-memory.js';
 import { findNoteLocation, type NoteLocation } from '../freeze/vmcoreinfo.js';
-import { encodeResponse, type PendingRequest } from '../guest/channel.js';
+import { encodeResponse, type GuestChannel, type PendingRequest } from '../guest/channel.js';
 import {
   ramObject,
   type Snapshot,
@@ -59,13 +59,7 @@ export async function freezeVm(
   try {
     const channel = vm.guest();
     assertRoomForLayer(vm, options.availableBytes());
-    const memory = beginMemory(vm, snapshot, store);
-    try {
-      await channel.prepare(options.forkId, options.signal);
-    } catch (error) {
-      memory.abandon();
-      throw error;
-    }
+    const memory = await prepareBoth(vm, channel, snapshot, options);
     const prepareMs = since();
     const guest = guestState(channel.pendingRequests(), options.caller);
     try {
@@ -82,6 +76,32 @@ export async function freezeVm(
   } catch (error) {
     store.abandon(snapshot);
     throw SnowforkError.from(error);
+  }
+}
+
+/** The guest becomes quiet while its memory is looked through for the first time. */
+async function prepareBoth(
+  vm: Vm,
+  channel: GuestChannel,
+  snapshot: Snapshot,
+  options: FreezeOptions,
+): Promise<MemoryFreeze> {
+  const quiet = channel.prepare(options.forkId, options.signal);
+  quiet.catch(() => {});
+  let memory: MemoryFreeze;
+  try {
+    memory = beginMemory(vm, snapshot, options.store);
+  } catch (error) {
+    await quiet;
+    endQuiet(vm, 'failed', options);
+    throw error;
+  }
+  try {
+    await quiet;
+    return memory;
+  } catch (error) {
+    memory.abandon();
+    throw error;
   }
 }
 
