@@ -99,7 +99,7 @@ export function qemuArguments(options: QemuArguments): string[] {
   return [
     ...['-name', `guest=${quoted(options.name)}`],
     ...['-machine', machine.join(',')],
-    ...['-accel', acceleratorArgument(shape)],
+    ...['-accel', acceleratorArgument(shape.accelerator)],
     ...['-cpu', shape.cpuModel],
     ...['-smp', String(shape.vcpus)],
     ...['-m', `${Math.ceil(shape.memoryBytes / 1024)}k`],
@@ -121,9 +121,8 @@ function known(properties: ReadonlySet<string>): (setting: string) => boolean {
   return (setting) => properties.has(setting.split('=', 1)[0]!);
 }
 
-function acceleratorArgument({ accelerator, vcpus }: MachineShape): string {
-  if (accelerator === 'kvm') return 'kvm';
-  return `tcg,thread=${vcpus > 1 ? 'multi' : 'single'},tb-size=${TRANSLATION_CACHE_MIB}`;
+function acceleratorArgument(accelerator: Accelerator): string {
+  return accelerator === 'kvm' ? 'kvm' : `tcg,tb-size=${TRANSLATION_CACHE_MIB}`;
 }
 
 function socketServer(id: string, socketPath: string): string {

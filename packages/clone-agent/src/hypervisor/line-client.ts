@@ -6,6 +6,7 @@
 //   ← {"return": …, "id": N}   or   {"error": {"desc": TEXT, …}, "id": N}
 //   ← {"event": NAME, "data": {…}, "timestamp": {"seconds": S, "microseconds": U}}
 
+import { setMaxListeners } from 'node:events';
 import net from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type ErrorCode, SnowforkError } from '@snowfork/sdk/api';
@@ -180,6 +181,8 @@ export class LineClient {
     const onAbort = () => fail(abortError(signal!));
     const onLost = () => fail(lost.reason as Error);
     const timer = setTimeout(late, timeoutMs);
+    // Many waits may share a signal, and each takes its listener back: no leak to warn of.
+    setMaxListeners(0, lost, ...(signal ? [signal] : []));
     signal?.addEventListener('abort', onAbort, { once: true });
     lost.addEventListener('abort', onLost, { once: true });
     const stop = () => {
