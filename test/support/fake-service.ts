@@ -439,7 +439,7 @@ export class FakeFeed implements ByteFeed {
 /**
  * The commands that the fake guest knows: `echo WORDS`, `warn WORDS` (to stderr), `cat`, `exit N`,
  * `flood BYTES`, `sleep` (until a signal other than 2, which it reports), `show` (the request as
- * JSON), and `/bin/sh -c` for the script of `writeFile`; any other line is repeated.
+ * JSON), `deaf` (ends after it has refused input), and `/bin/sh -c` for the script of `writeFile`; any other line is repeated.
  */
 export class FakeExec implements ExecSession {
   readonly exec: number;
@@ -468,7 +468,10 @@ export class FakeExec implements ExecSession {
   }
 
   async writeStdin(bytes: Uint8Array): Promise<void> {
-    if (this.ended) throw new SnowforkError('SF_EXEC_NOT_FOUND', 'the command has ended');
+    if (this.#request.command[0] === 'deaf') this.signal(13);
+    if (this.ended || this.#request.command[0] === 'deaf') {
+      throw new SnowforkError('SF_EXEC_NOT_FOUND', 'the command has ended');
+    }
     this.#input.push(Buffer.from(bytes));
     this.#wake();
   }
@@ -491,7 +494,7 @@ export class FakeExec implements ExecSession {
     else if (name === 'exit') return { code: Number(words[0]), signal: null };
     else if (name === 'flood') yield* this.#flood(Number(words[0]));
     else if (name === 'cat') return yield* this.#cat();
-    else if (name === 'sleep') return yield* this.#sleep();
+    else if (name === 'sleep' || name === 'deaf') return yield* this.#sleep();
     else if (name === '/bin/sh') return yield* this.#shell();
     else throw new SnowforkError('SF_BAD_REQUEST', `the guest could not run ${name}`);
     return { code: 0, signal: null };

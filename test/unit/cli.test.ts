@@ -238,6 +238,7 @@ describe('exec', () => {
       answer: { code: 0, signal: null, stdout: '--json\n', stderr: '' },
     });
     expect((await json('exec', id, '--', 'exit', '5')).code).toBe(5);
+    expect((await sf('exec', id, '--', 'echo', '--json')).stdout).toBe('--json\n');
   });
 
   test('hands over folder, environment and input', async () => {
@@ -257,8 +258,11 @@ describe('exec', () => {
   });
 
   test('ends though its own input stays open', async () => {
-    const child = start(['exec', await launched(), '-i', '--', 'exit', '3']);
+    const id = await launched();
+    const child = start(['exec', id, '-i', '--', 'exit', '3']);
     expect((await finish(child)).code).toBe(3);
+    const collecting = start(['exec', id, '-i', '--json', '--', 'exit', '4']);
+    expect((await finish(collecting)).code).toBe(4);
   });
 
   test('carries much output whole', async () => {
@@ -286,7 +290,9 @@ describe('exec', () => {
   test('kills the command when nobody reads its output any more', async () => {
     const child = start(['exec', await launched(), '--', 'flood', '500000000']);
     child.stdout.once('data', () => child.stdout.destroy());
-    await new Promise((resolve) => child.once('close', resolve));
+    const code = new Promise((resolve) => child.once('close', resolve));
+    expect(await child.stderr.toArray()).toEqual([]);
+    expect(await code).toBe(0);
     await eventually(() => expect(service.aborted).toEqual(['exec']));
   });
 });

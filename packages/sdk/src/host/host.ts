@@ -113,11 +113,12 @@ export class Host {
     const json = { name, file: resolve(file), memory, force };
     return withDeadline(options, 'the build', async (signal) => {
       const request = { method: 'POST', path: apiPath('images'), json, signal } as const;
+      let result: BuildResult | undefined;
       for await (const { event, data } of await this.#transport.stream(request, ['done'])) {
         if (event === 'progress') onProgress?.(buildProgressSchema.parse(JSON.parse(data)));
-        if (event === 'done') return buildResultSchema.parse(JSON.parse(data));
+        if (event === 'done') result = buildResultSchema.parse(JSON.parse(data));
       }
-      throw new SnowforkError('SF_INTERNAL', 'the build ended without a result');
+      return result!;
     });
   }
 

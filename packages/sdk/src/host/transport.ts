@@ -67,7 +67,8 @@ export class Transport {
 
   /**
    * The events of a stream, once the agent has accepted the request. The event `error` throws; so
-   * does an end before one of `lastEvents`, which are yielded. Leaving early closes the connection.
+   * does an end without one of `lastEvents`. Leaving early closes the connection: reading to the end
+   * keeps it for the next request, and lets the agent tell a caller that is done from one that fled.
    */
   async stream(
     options: RequestOptions,
@@ -92,18 +93,17 @@ export class Transport {
   ): AsyncGenerator<StreamEvent, void, undefined> {
     // Aborted or left early, the body ends with an error that nobody waits for.
     body.on('error', () => {});
+    let complete = false;
     try {
       for await (const event of readEvents(body)) {
         if (event.event === 'error') throw errorOf(parseJson(event.data));
+        if (lastEvents.includes(event.event)) complete = true;
         yield event;
-        if (lastEvents.includes(event.event)) return;
       }
     } catch (error) {
       throw this.#failure(error, signal);
-    } finally {
-      body.destroy();
     }
-    throw this.#lost(undefined);
+    if (!complete) throw this.#lost(undefined);
   }
 
   async #send(options: RequestOptions): Promise<Dispatcher.ResponseData> {
