@@ -70,7 +70,6 @@ export class GuestChannel {
   readonly #assembler = new MessageAssembler();
   readonly #execs = new Map<number, GuestExec>();
   readonly #pending = new Map<string, PendingRequest>();
-  #nextExec = 1;
   #handshake: Handshake | undefined;
   /** What must not be sent between PREPARE and RESUME; undefined when the port is open. */
   #held: Buffer[] | undefined;
@@ -164,7 +163,7 @@ export class GuestChannel {
     if (this.#execs.size >= EXECS_MAX) {
       throw new SnowforkError('SF_BAD_REQUEST', `${EXECS_MAX} commands run in this VM already`);
     }
-    const exec = new GuestExec(this.#nextExec++, (frame) => this.#send(frame));
+    const exec = new GuestExec(nextExec++, (frame) => this.#send(frame));
     const frame = encodeExec(exec.exec, request);
     this.#execs.set(exec.exec, exec);
     signal.addEventListener('abort', () => exec.signal(SIGKILL), { once: true });
@@ -344,6 +343,9 @@ export class GuestChannel {
     }
   }
 }
+
+/** Over all VMs, as a clone inherits running commands with their numbers and must not meet them again. */
+let nextExec = 1;
 
 const SIGKILL = 9;
 const HELD_FRAMES_MAX = 4096;

@@ -12,6 +12,7 @@ const packr = new Packr({ useRecords: false, moreTypes: false, mapsAsObjects: tr
  * @throws SnowforkError SF_VALUE_TOO_LARGE above it; SF_BAD_REQUEST when it has no MessagePack form.
  */
 export function encodeValue(value: unknown, bytesMax = VALUE_BYTES_MAX): Buffer {
+  assertEncodable(value, 0);
   let encoded: Buffer;
   try {
     encoded = packr.pack(value);
@@ -52,6 +53,35 @@ export function valueFromJson(json: unknown): unknown {
   return decodeValue(Buffer.from(String(json.$msgpack), 'base64'));
 }
 
+/**
+ * msgpackr would write something for every one of these, and something else would come out.
+ * @throws SnowforkError SF_BAD_REQUEST that names what cannot travel.
+ */
+function assertEncodable(value: unknown, depth: number): void {
+  if (depth > VALUE_DEPTH_MAX) throw unencodable(`nested more than ${VALUE_DEPTH_MAX} deep`);
+  if (typeof value === 'function' || typeof value === 'symbol') throw unencodable(typeof value);
+  if (typeof value !== 'object' || value === null) return;
+  if (value instanceof Uint8Array || value instanceof Date) return;
+  if (Array.isArray(value)) {
+    for (const item of value) assertEncodable(item, depth + 1);
+    return;
+  }
+  if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer || value instanceof RegExp) {
+    throw unencodable(value.constructor.name);
+  }
+  if (value instanceof Error || value instanceof Promise || value instanceof WeakMap) {
+    throw unencodable(value.constructor.name);
+  }
+  const items = value instanceof Map || value instanceof Set ? value.values() : Object.values(value);
+  for (const item of items) assertEncodable(item, depth + 1);
+}
+
+function unencodable(what: string): SnowforkError {
+  const kinds = 'numbers, strings, bytes (Uint8Array), dates, arrays and plain objects';
+  return new SnowforkError('SF_BAD_REQUEST', `a value cannot be ${what}: it is made of ${kinds}`);
+}
+
+const VALUE_DEPTH_MAX = 256;
 const JSON_DEPTH_MAX = 64;
 
 function isJson(value: unknown, depth: number): boolean {
