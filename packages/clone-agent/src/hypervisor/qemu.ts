@@ -106,8 +106,9 @@ export class QemuProcess {
       qemu.#qmp = await connectQmp(qemu.files.qmp, { signal: AbortSignal.any(signals) });
       return qemu;
     } catch (error) {
+      const told = options.signal?.aborted ? error : await qemu.#lastWords(error);
       await qemu.kill();
-      throw error;
+      throw told;
     }
   }
 
@@ -274,15 +275,18 @@ export class QemuProcess {
     return new SnowforkError('SF_QEMU_FAILED', message, { cause, details: { pid: this.pid } });
   }
 
-  /** When the connection broke because QEMU ended, the error is QEMU's last words. */
   async #told<T>(answer: Promise<T>): Promise<T> {
     try {
       return await answer;
     } catch (error) {
-      if (!this.qmp.lost.aborted) throw error;
-      await Promise.race([this.exited, delay(LAST_WORDS_TIMEOUT_MS, undefined, { ref: false })]);
-      throw this.ended.aborted ? this.ended.reason : error;
+      throw this.qmp.lost.aborted ? await this.#lastWords(error) : error;
     }
+  }
+
+  /** When the connection broke because QEMU ended, the error is QEMU's last words. */
+  async #lastWords(error: unknown): Promise<unknown> {
+    await Promise.race([this.exited, delay(LAST_WORDS_TIMEOUT_MS, undefined, { ref: false })]);
+    return this.ended.aborted ? this.ended.reason : error;
   }
 }
 
