@@ -1,5 +1,5 @@
-// Waits for what another process or connection does. The deadline is long, as it only ends tests that
-// have failed anyway; what holds is seen at once. Used by tests.
+// Waits for what another process or connection does. The deadline is long, as it only ends tests
+// that have failed anyway; what holds is seen at once. Used by tests.
 
 import { vi } from 'vitest';
 

@@ -1,5 +1,6 @@
 // The fake service as an agent's process, for tests that start one through SNOWFORK_AGENT. The mode
-// `fail` dies with words in its log, as an agent does that cannot start; `taken` as one that comes second.
+// `fail` dies with words in its log, as an agent does that cannot start; `taken` as one that comes
+// second.
 
 import { join } from 'node:path';
 import { AGENT_EXIT_TAKEN } from '@snowfork/sdk/api';

@@ -1,6 +1,6 @@
-// An agent's service without VMs: enough of each answer to try the HTTP server, the host SDK and the
-// CLI. It records what it was asked and is told to fail by names (`broken`, `flaky`, `slow`). Used by
-// the tests of the protocol alone; what VMs do is tested on VMs.
+// An agent's service without VMs: enough of each answer to try the HTTP server, the host SDK and
+// the CLI. It records what it was asked and is told to fail by names (`broken`, `flaky`, `slow`).
+// Used by the tests of the protocol alone; what VMs do is tested on VMs.
 
 import {
   type BuildProgress,
@@ -439,7 +439,8 @@ export class FakeFeed implements ByteFeed {
 /**
  * The commands that the fake guest knows: `echo WORDS`, `warn WORDS` (to stderr), `cat`, `exit N`,
  * `flood BYTES`, `sleep` (until a signal other than 2, which it reports), `show` (the request as
- * JSON), `deaf` (ends after it has refused input), and `/bin/sh -c` for the script of `writeFile`; any other line is repeated.
+ * JSON), `deaf` (ends after it has refused input), and `/bin/sh -c` for the script of `writeFile`;
+ * any other line is repeated.
  */
 export class FakeExec implements ExecSession {
   readonly exec: number;

@@ -452,7 +452,7 @@ describe('the agent', () => {
     expect(readFileSync(join(state, 'agent.log'), 'utf8')).toContain('moon');
   });
 
-  test('that comes second leaves the folder to the first, and both starters get that one', async () => {
+  test('that comes second leaves the folder to the first, which both starters get', async () => {
     vi.stubEnv('SNOWFORK_AGENT', FAKE_AGENT);
     const state = join(folder, 'state');
     const first = connect({ stateFolder: state });

@@ -1,4 +1,5 @@
-// The agent's HTTP API over a real unix socket, with plain requests: routes, bounds, errors, streams.
+// The agent's HTTP API over a real unix socket, with plain requests: routes, bounds, errors,
+// streams.
 
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { type IncomingMessage, request } from 'node:http';

@@ -1,5 +1,5 @@
-// Every route of the agent's API: check what is asked, ask the service, present its answer. No state
-// and no knowledge of VMs. `server.ts` serves it; `docs/reference/api.md` documents it.
+// Every route of the agent's API: check what is asked, ask the service, present its answer. No
+// state and no knowledge of VMs. `server.ts` serves it; `docs/reference/api.md` documents it.
 
 import type { HttpBindings } from '@hono/node-server';
 import {

@@ -1,5 +1,6 @@
 // The agent's HTTP server on a unix socket: its life cycle. What is asked and answered is in
-// `routes.ts`; nothing here knows of VMs. The agent starts it last, when everything it serves is ready.
+// `routes.ts`; nothing here knows of VMs. The agent starts it last, when everything it serves is
+// ready.
 
 import { chmodSync, rmSync } from 'node:fs';
 import { createServer, type Server } from 'node:http';
@@ -79,7 +80,8 @@ async function removeStaleSocket(socketPath: string): Promise<void> {
   if (answers) {
     throw new SnowforkError(
       'SF_BAD_REQUEST',
-      `another agent answers on ${socketPath}: end it with \`sf down\`, or use another state folder`,
+      `another agent answers on ${socketPath}: end it with \`sf down\`, ` +
+        'or use another state folder',
     );
   }
   rmSync(socketPath, { force: true });

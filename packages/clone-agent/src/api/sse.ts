@@ -13,7 +13,9 @@ export interface ServerEvent {
   readonly data: string;
 }
 
-/** Bytes of a console or log that may wait for a slow reader; older ones are dropped and counted. */
+/**
+ * Bytes of a console or log that may wait for a slow reader; older ones are dropped and counted.
+ */
 export const FEED_QUEUE_BYTES_MAX = 1024 * 1024;
 /** Changes, or steps of progress, that may wait for a slow reader. */
 export const EVENT_QUEUE_MAX = 1024;

@@ -1,5 +1,5 @@
-// Ctrl-C: the first one goes to whoever asked for it (a command in a guest), else it aborts what the
-// `sf` command waits for; the next one always aborts. SIGTERM aborts at once.
+// Ctrl-C: the first one goes to whoever asked for it (a command in a guest), else it aborts what
+// the `sf` command waits for; the next one always aborts. SIGTERM aborts at once.
 
 import { SnowforkError } from '../api/errors.js';
 

@@ -99,7 +99,9 @@ export class Output {
   }
 }
 
-/** Lines of a table; the last column is not padded. Widths count characters, so style heads last. */
+/**
+ * Lines of a table; the last column is not padded. Widths count characters, so style heads last.
+ */
 export function formatTable(
   head: readonly string[],
   rows: readonly (readonly string[])[],

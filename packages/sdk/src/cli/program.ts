@@ -1,4 +1,5 @@
-// All commands of `sf`, put together. Called by `run.ts`, and by `reference.ts` for the documentation.
+// All commands of `sf`, put together. Called by `run.ts`, and by `reference.ts` for the
+// documentation.
 
 import { readFileSync } from 'node:fs';
 import { Command } from 'commander';

@@ -1,5 +1,5 @@
-// Writes `docs/reference/cli.md` from the declarations of the commands, so that the page is what `sf`
-// does: `npx tsx packages/sdk/src/cli/reference.ts`. A test checks that the file is current.
+// Writes `docs/reference/cli.md` from the declarations of the commands, so that the page is what
+// `sf` does: `npx tsx packages/sdk/src/cli/reference.ts`. A test checks that the file is current.
 
 import { writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -14,18 +14,18 @@ const PAGE = fileURLToPath(new URL('../../../../docs/reference/cli.md', import.m
 
 const HEAD = `# The \`sf\` command
 
-Made from the commands' own declarations by \`npx tsx packages/sdk/src/cli/reference.ts\`; do not edit.
+Made by \`npx tsx packages/sdk/src/cli/reference.ts\` from the declarations of the commands.
 
-Every command but \`sf down\` starts the agent of this host when it is not there: VMs outlive an agent
-that died, and only a running one can say what there is. Results go to standard output, everything else
-to standard error. With \`--json\` a result is one JSON document on one line, or one document per line
-for what streams (\`image build\`, \`console\`, \`logs\`); errors are
+Every command but \`sf down\` starts the agent of this host when it is not there: VMs outlive an
+agent that died, and only a running one can say what there is. Results go to standard output,
+everything else to standard error. With \`--json\` a result is one JSON document on one line, or one
+document per line for what streams (\`image build\`, \`console\`, \`logs\`); errors are
 \`{ "error": { "code", "message", "details" } }\` on standard error.
 
 | variable | meaning |
 |---|---|
-| \`SNOWFORK_STATE\` | state folder of the agent, \`/var/lib/snowfork\` when not set; \`--state\` goes first |
-| \`SNOWFORK_ACCEL\` | accelerator of an agent that is started: \`kvm\` or \`tcg\`; \`sf up --accel\` goes first |
+| \`SNOWFORK_STATE\` | state folder of the agent; else \`/var/lib/snowfork\`; \`--state\` goes first |
+| \`SNOWFORK_ACCEL\` | accelerator of an agent that is started; \`sf up --accel\` goes first |
 | \`SNOWFORK_AGENT\` | the agent's program, in place of the package @snowfork/clone-agent |
 | \`NO_COLOR\` | no colours; there are none either where the output is no terminal |
 `;

@@ -1,5 +1,5 @@
-// From arguments to an exit code: parses, runs the command, turns every failure into words (or JSON)
-// and the documented code. Called by `main.ts`.
+// From arguments to an exit code: parses, runs the command, turns every failure into words (or
+// JSON) and the documented code. Called by `main.ts`.
 
 import { CommanderError } from 'commander';
 import { errorRegistry, SnowforkError } from '../api/errors.js';
@@ -8,7 +8,9 @@ import { Interrupts } from './interrupts.js';
 import { Output } from './output.js';
 import { buildProgram } from './program.js';
 
-/** Runs one `sf` command and resolves with its exit code. Uses the process's streams and signals. */
+/**
+ * Runs one `sf` command and resolves with its exit code. Uses the process's streams and signals.
+ */
 export async function run(args: readonly string[]): Promise<number> {
   const json = isJsonAsked(args);
   const output = new Output(process.stdout, process.stderr, json);

@@ -1,4 +1,5 @@
-// Families of VMs as trees, and as lines with box characters. Pure; called by `sf tree` and the demo.
+// Families of VMs as trees, and as lines with box characters. Pure; called by `sf tree` and the
+// demo.
 
 import type { VmInfo } from '../api/schemas.js';
 import { formatBytes, formatDuration, formatEnd } from './format.js';

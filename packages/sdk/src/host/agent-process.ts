@@ -1,6 +1,6 @@
 // Starts the agent's process when it is not there: finds its program, spawns it detached with its
-// output in agent.log, and waits until the socket answers. Never talks to a running agent. Called by
-// `connect.ts`.
+// output in agent.log, and waits until the socket answers. Never talks to a running agent. Called
+// by `connect.ts`.
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, statSync } from 'node:fs';
@@ -28,8 +28,8 @@ export interface StartAgentOptions {
 /**
  * Resolves when the agent answers. The agent outlives this process.
  *
- * @throws SnowforkError SF_AGENT_UNREACHABLE with the last lines of agent.log, SF_PERMISSION when the
- * state folder cannot be made, SF_ABORTED.
+ * @throws SnowforkError SF_AGENT_UNREACHABLE with the last lines of agent.log, SF_PERMISSION when
+ * the state folder cannot be made, SF_ABORTED.
  */
 export async function startAgent(options: StartAgentOptions): Promise<void> {
   const program = agentProgram();
@@ -105,8 +105,8 @@ function openLog(stateFolder: string, logPath: string): number {
   } catch (cause) {
     throw new SnowforkError(
       'SF_PERMISSION',
-      `the state folder ${stateFolder} cannot be used (${(cause as Error).message}): run as root, or ` +
-        'choose another by SNOWFORK_STATE',
+      `the state folder ${stateFolder} cannot be used (${(cause as Error).message}): ` +
+        'run as root, or choose another by SNOWFORK_STATE',
       { cause },
     );
   }

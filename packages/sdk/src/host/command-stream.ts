@@ -1,5 +1,6 @@
-// One command in a guest, as the API has it: a stream of output that ends with the exit, and requests
-// for its input and signals. Closing the stream kills the command. Called by `exec` and `spawn`.
+// One command in a guest, as the API has it: a stream of output that ends with the exit, and
+// requests for its input and signals. Closing the stream kills the command. Called by `exec` and
+// `spawn`.
 
 import { constants } from 'node:os';
 import { SnowforkError } from '../api/errors.js';

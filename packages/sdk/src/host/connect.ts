@@ -33,8 +33,9 @@ export interface ConnectOptions {
  * console.log((await vm.exec('uname -a')).stdout);
  * ```
  *
- * @throws SnowforkError SF_AGENT_UNREACHABLE (with the last lines of agent.log when it was started and
- * failed; `details.running` is false when there is none and `start` is false), SF_PERMISSION, SF_ABORTED, SF_BAD_REQUEST when the state folder's path is too long.
+ * @throws SnowforkError SF_AGENT_UNREACHABLE (with the last lines of agent.log when it was started
+ * and failed; `details.running` is false when there is none and `start` is false), SF_PERMISSION,
+ * SF_ABORTED, SF_BAD_REQUEST when the state folder's path is too long.
  */
 export async function connect(options: ConnectOptions = {}): Promise<Host> {
   const { signal, start = true, accelerator } = options;

@@ -1,5 +1,5 @@
-// The reading side of server-sent events: chunks of bytes, cut anywhere, become events. Advancing the
-// iterator is what reads on, so a slow consumer slows the sender. Called by the transport.
+// The reading side of server-sent events: chunks of bytes, cut anywhere, become events. Advancing
+// the iterator is what reads on, so a slow consumer slows the sender. Called by the transport.
 
 import { createParser } from 'eventsource-parser';
 import { SnowforkError } from '../api/errors.js';

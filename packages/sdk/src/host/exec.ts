@@ -1,4 +1,5 @@
-// `vm.exec()`: runs a command in the guest to its end and collects what it wrote. Called by `vm.ts`.
+// `vm.exec()`: runs a command in the guest to its end and collects what it wrote. Called by
+// `vm.ts`.
 
 import { SnowforkError } from '../api/errors.js';
 import type { ExecExit } from '../api/schemas.js';
@@ -20,8 +21,8 @@ export interface ExecOptions extends CommandOptions {
   onStderr?: OnOutput | undefined;
   /**
    * Bytes kept of each of stdout and stderr, 64 MiB when not given. A command that writes more is
-   * killed and SF_VALUE_TOO_LARGE thrown, unless a callback takes that output: then the result holds
-   * the first `maxBuffer` bytes and the callback gets all.
+   * killed and SF_VALUE_TOO_LARGE thrown, unless a callback takes that output: then the result
+   * holds the first `maxBuffer` bytes and the callback gets all.
    */
   maxBuffer?: number | undefined;
   /** `utf8` (when not given): `stdout` and `stderr` are strings. `buffer`: they are Buffers. */
@@ -115,8 +116,8 @@ class Collector {
     if (kept.length < chunk.length && this.#onOutput === undefined) {
       throw new SnowforkError(
         'SF_VALUE_TOO_LARGE',
-        `the command wrote more than ${this.#bytesMax} bytes to ${this.#name}: raise maxBuffer, or ` +
-          'take the output by a callback or by spawn()',
+        `the command wrote more than ${this.#bytesMax} bytes to ${this.#name}: raise maxBuffer, ` +
+          'or take the output by a callback or by spawn()',
         { details: { maxBuffer: this.#bytesMax } },
       );
     }

@@ -10,7 +10,9 @@ const OUTPUT_BUFFER_BYTES = 1024 * 1024;
 const INPUT_BUFFER_BYTES = 256 * 1024;
 
 export interface SpawnOptions extends CommandOptions {
-  /** Whether standard input stays open for `stdin`; true when not given, else the input is empty. */
+  /**
+   * Whether standard input stays open for `stdin`; true when not given, else the input is empty.
+   */
   stdin?: boolean | undefined;
 }
 
@@ -21,12 +23,14 @@ export interface SpawnOptions extends CommandOptions {
 export class GuestProcess {
   /** In the guest. */
   readonly pid: number;
-  /** Async iterable of Buffers. Ends with the command; is destroyed with the error if that fails. */
+  /**
+   * Async iterable of Buffers. Ends with the command; is destroyed with the error if that fails.
+   */
   readonly stdout: Readable;
   readonly stderr: Readable;
   /**
-   * `end()` closes the command's input. A write's callback comes when the guest has taken it; writing
-   * to a command that has ended fails with SF_EXEC_NOT_FOUND, which nobody has to handle.
+   * `end()` closes the command's input. A write's callback comes when the guest has taken it;
+   * writing to a command that has ended fails with SF_EXEC_NOT_FOUND, which nobody has to handle.
    */
   readonly stdin: Writable;
   /**
@@ -49,7 +53,10 @@ export class GuestProcess {
     this.exit.catch(() => {});
   }
 
-  /** Sends a signal, SIGTERM when not given. @throws SnowforkError SF_EXEC_NOT_FOUND once it has ended. */
+  /**
+   * Sends a signal, SIGTERM when not given. @throws SnowforkError SF_EXEC_NOT_FOUND once it has
+   * ended.
+   */
   async kill(signal: SignalName = 'SIGTERM'): Promise<void> {
     await this.#stream.kill(signal);
   }

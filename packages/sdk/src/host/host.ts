@@ -68,8 +68,8 @@ export class Host {
   }
 
   /**
-   * A new VM of an image: a clone of its snapshot, so there is no boot to wait for. Resolves when it
-   * answers.
+   * A new VM of an image: a clone of its snapshot, so there is no boot to wait for. Resolves when
+   * it answers.
    *
    * @throws SnowforkError SF_IMAGE_NOT_FOUND, SF_NO_ROOM, SF_CLONE_FAILED, SF_INCOMPATIBLE.
    */
@@ -100,11 +100,11 @@ export class Host {
   }
 
   /**
-   * Builds an image from its file, boots it once and keeps its snapshot. `unchanged` says that there
-   * was nothing to do.
+   * Builds an image from its file, boots it once and keeps its snapshot. `unchanged` says that
+   * there was nothing to do.
    *
-   * @throws SnowforkError SF_IMAGE_BUILD_FAILED with the step and the end of its output, SF_ABORTED;
-   * nothing half-made is left.
+   * @throws SnowforkError SF_IMAGE_BUILD_FAILED with the step and the end of its output,
+   * SF_ABORTED; nothing half-made is left.
    */
   async buildImage(
     { name, file, memory, force }: BuildImageRequest,
@@ -131,7 +131,9 @@ export class Host {
     return (await this.#get(['snapshots'], snapshotListSchema, options)).snapshots;
   }
 
-  /** @throws SnowforkError SF_SNAPSHOT_NOT_FOUND, SF_SNAPSHOT_IN_USE with the users in `details`. */
+  /**
+   * @throws SnowforkError SF_SNAPSHOT_NOT_FOUND, SF_SNAPSHOT_IN_USE with the users in `details`.
+   */
   async removeSnapshot(id: string): Promise<void> {
     await this.#transport.send({ method: 'DELETE', path: apiPath('snapshots', id) });
   }
@@ -140,7 +142,8 @@ export class Host {
    * `clones` (1 to 256) VMs of a kept snapshot, any number of times, whether or not the VM that was
    * frozen still runs. Resolves when each answers or has failed.
    *
-   * @throws SnowforkError SF_BAD_REQUEST, SF_SNAPSHOT_NOT_FOUND, SF_NO_ROOM, SF_ABORTED, SF_TIMEOUT.
+   * @throws SnowforkError SF_BAD_REQUEST, SF_SNAPSHOT_NOT_FOUND, SF_NO_ROOM, SF_ABORTED,
+   * SF_TIMEOUT.
    */
   async createClones(
     snapshot: string | { readonly id: string },

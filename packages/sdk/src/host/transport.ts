@@ -1,5 +1,6 @@
 // HTTP over the agent's unix socket: requests, streams, and every way in which they fail as one
-// SnowforkError. Knows paths and schemas only as arguments. Called by `host.ts`, `vm.ts` and the rest.
+// SnowforkError. Knows paths and schemas only as arguments. Called by `host.ts`, `vm.ts` and the
+// rest.
 
 import { dirname, join } from 'node:path';
 import type { Readable } from 'node:stream';
@@ -32,7 +33,10 @@ export class Transport {
   readonly #pool: Pool;
   #closed = false;
 
-  /** Connects with the first request. @throws SnowforkError SF_BAD_REQUEST when the path is too long. */
+  /**
+   * Connects with the first request. @throws SnowforkError SF_BAD_REQUEST when the path is too
+   * long.
+   */
   constructor(socketPath: string) {
     assertPathLength(socketPath);
     this.socketPath = socketPath;
@@ -67,8 +71,9 @@ export class Transport {
 
   /**
    * The events of a stream, once the agent has accepted the request. The event `error` throws; so
-   * does an end without one of `lastEvents`. Leaving early closes the connection: reading to the end
-   * keeps it for the next request, and lets the agent tell a caller that is done from one that fled.
+   * does an end without one of `lastEvents`. Leaving early closes the connection: reading to the
+   * end keeps it for the next request, and lets the agent tell a caller that is done from one that
+   * fled.
    */
   async stream(
     options: RequestOptions,

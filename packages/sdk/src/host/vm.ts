@@ -64,11 +64,14 @@ export class Vm {
    *
    * ```ts
    * const { clones } = await vm.fork(8);
-   * for (const clone of clones) if (clone.status === 'fulfilled') await clone.value.exec('hostname');
+   * for (const clone of clones) {
+   *   if (clone.status === 'fulfilled') await clone.value.exec('hostname');
+   * }
    * ```
    *
-   * @throws SnowforkError SF_BAD_REQUEST, SF_VM_NOT_FOUND, SF_VM_GONE, SF_GUEST_NOT_READY, SF_NO_ROOM
-   * when there is room for none, SF_LAYERS_FULL (the VM is unharmed), SF_ABORTED, SF_TIMEOUT.
+   * @throws SnowforkError SF_BAD_REQUEST, SF_VM_NOT_FOUND, SF_VM_GONE, SF_GUEST_NOT_READY,
+   * SF_NO_ROOM when there is room for none, SF_LAYERS_FULL (the VM is unharmed), SF_ABORTED,
+   * SF_TIMEOUT.
    * @see Lagar-Cavilla et al., SnowFlock, EuroSys 2009
    */
   async fork(clones: number, options: WaitOptions = {}): Promise<ForkOutcome> {
@@ -121,7 +124,8 @@ export class Vm {
   }
 
   /**
-   * Writes a file in the guest, replacing it. `mode` such as 0o755; the guest's umask when not given.
+   * Writes a file in the guest, replacing it. `mode` such as 0o755; the guest's umask when not
+   * given.
    *
    * @throws SnowforkError as `exec`, and SF_BAD_REQUEST with the guest's words when it cannot.
    */
@@ -149,7 +153,10 @@ export class Vm {
     return openConsole(this.#transport, this.id, options.signal);
   }
 
-  /** Output of commands that this VM inherited, and words of the guest side. `follow`: until its end. */
+  /**
+   * Output of commands that this VM inherited, and words of the guest side. `follow`: until its
+   * end.
+   */
   logs(options: { follow?: boolean; signal?: AbortSignal } = {}): AsyncIterable<Buffer> {
     return readLogs(this.#transport, this.id, options);
   }

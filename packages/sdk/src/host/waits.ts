@@ -1,5 +1,5 @@
-// Waits that end: deadlines and callers' signals as one signal whose reason is an error of ours, and
-// a pause that can be aborted. Called by everything in the host SDK that waits.
+// Waits that end: deadlines and callers' signals as one signal whose reason is an error of ours,
+// and a pause that can be aborted. Called by everything in the host SDK that waits.
 
 import { SnowforkError } from '../api/errors.js';
 

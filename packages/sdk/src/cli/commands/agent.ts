@@ -16,7 +16,8 @@ const up: CommandSpec = {
   syntax: 'up',
   summary: "start this host's agent in the background",
   details:
-    'Succeeds when an agent runs already. The accelerator is KVM where a probe boots on it, else TCG.',
+    'Succeeds when an agent runs already. The accelerator is KVM where a probe boots on it, ' +
+    'else TCG.',
   options: [{ flags: '--accel <name>', summary: 'force the accelerator', choices: ['kvm', 'tcg'] }],
   examples: [
     { line: 'sf up', says: 'start the agent' },

@@ -12,8 +12,8 @@ const console_: CommandSpec = {
   syntax: 'console <vm>',
   summary: "a VM's serial console: what it wrote lately, then live",
   details:
-    'On a terminal every key goes to the guest; Ctrl-] leaves. Ends when the VM ends. With --json only ' +
-    'the output, as lines of { output }.',
+    'On a terminal every key goes to the guest; Ctrl-] leaves. Ends when the VM ends. With ' +
+    '--json only the output, as lines of { output }.',
   examples: [
     { line: 'sf console 7f3a', says: 'Ctrl-] leaves' },
     { line: 'sf console 7f3a < /dev/null | tee log', says: 'only watch' },

@@ -13,8 +13,8 @@ export const exec: CommandSpec = {
   syntax: 'exec <vm> <command...>',
   summary: 'run a command in a VM',
   details:
-    'Put -- before a command that has options. Ctrl-C sends SIGINT to the command; the second one ' +
-    'kills it. With --json the output is collected: { code, signal, stdout, stderr }.',
+    'Put -- before a command that has options. Ctrl-C sends SIGINT to the command; the second ' +
+    'one kills it. With --json the output is collected: { code, signal, stdout, stderr }.',
   options: [
     { flags: '-i, --stdin', summary: 'hand standard input on to the command' },
     { flags: '--cwd <folder>', summary: 'working folder in the guest' },

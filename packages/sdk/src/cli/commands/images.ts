@@ -15,8 +15,8 @@ const build: CommandSpec = {
   syntax: 'build <name>',
   summary: 'build an image, boot it once and keep its snapshot',
   details:
-    'Reads <name>.yaml in ./images or in the images of the project. Nothing is done when the image is ' +
-    'built and its file unchanged. An interrupted build leaves nothing.',
+    'Reads <name>.yaml in ./images or in the images of the project. Nothing is done when the ' +
+    'image is built and its file unchanged. An interrupted build leaves nothing.',
   options: [
     { flags: '--file <path>', summary: "the image's file" },
     { flags: '--memory <size>', summary: 'RAM, such as 512M, in place of what the file says' },
