@@ -32,7 +32,12 @@ import { PagerKeeper } from './pager/keeper.js';
 import { readSettings, type Settings } from './settings.js';
 import { ProcessJournal, processStartTime } from './store/processes.js';
 import { SnapshotStore } from './store/snapshots.js';
-import { prepareStateFolder, type StateFolder, unmountAll } from './store/state-folder.js';
+import {
+  lockStateFolder,
+  prepareStateFolder,
+  type StateFolder,
+  unmountAll,
+} from './store/state-folder.js';
 import { Families } from './vms/families.js';
 import type { RawEnd } from './vms/vm.js';
 import { readVmStats } from './vms/vm-stats.js';
@@ -67,6 +72,7 @@ export class Agent implements AgentService {
 
   /** @throws SnowforkError: SF_BAD_REQUEST (settings), SF_PERMISSION, SF_QEMU_MISSING. */
   static async start(options: AgentOptions): Promise<Agent> {
+    await lockStateFolder(options.state);
     const settings = readSettings(options.state.settingsFile, options.environment);
     const journal = new ProcessJournal(path.join(options.state.root, 'processes'));
     await cleanUp(options.state, journal, options.log);
@@ -170,7 +176,7 @@ export class Agent implements AgentService {
     await unmountAll(this.#state.run);
     fs.rmSync(this.#state.agentFile, { force: true });
     // The answer to whoever asked for this must still get out.
-    setImmediate(() => void this.#server?.close().then(() => process.exit(0)));
+    setImmediate(() => void this.#server?.close().finally(() => process.exit(0)));
   }
 
   buildImage(
@@ -284,16 +290,10 @@ export class Agent implements AgentService {
   }
 }
 
-/** Ends what a dead agent left behind; refuses to run beside a living one. */
+/** Ends what a dead agent left behind. */
 async function cleanUp(state: StateFolder, journal: ProcessJournal, log: Logger): Promise<void> {
   if (fs.existsSync(state.agentFile)) {
-    const { pid, startTime } = JSON.parse(fs.readFileSync(state.agentFile, 'utf8'));
-    if (startTime !== undefined && processStartTime(pid) === startTime) {
-      throw new SnowforkError(
-        'SF_BAD_REQUEST',
-        `an agent runs already for ${state.root} (process ${pid})`,
-      );
-    }
+    const { pid } = JSON.parse(fs.readFileSync(state.agentFile, 'utf8'));
     log.warn({ pid }, 'the agent before this one died; ending what it left');
   }
   const killed = journal.killLeftOver();

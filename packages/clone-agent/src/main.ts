@@ -2,6 +2,7 @@
 // The process of the agent: reads the environment, starts the agent, ends it on a signal. Started by
 // `sf up` or by any command that finds no agent; everything else is in `agent.ts`.
 
+import { AGENT_EXIT_TAKEN, SnowforkError } from '@snowfork/sdk/api';
 import pino from 'pino';
 import { Agent } from './agent.js';
 import { processStartTime } from './store/processes.js';
@@ -23,7 +24,8 @@ try {
   if (owner > 0) endWith(owner, () => void agent.shutDown());
 } catch (error) {
   log.fatal({ err: error }, 'the agent could not start');
-  process.exitCode = 1;
+  const isTaken = error instanceof SnowforkError && error.details.taken === true;
+  process.exit(isTaken ? AGENT_EXIT_TAKEN : 1);
 }
 
 function endWith(owner: number, end: () => void): void {

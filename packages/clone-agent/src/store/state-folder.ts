@@ -4,6 +4,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import fs from 'node:fs';
+import net from 'node:net';
 import path from 'node:path';
 import { SnowforkError } from '@snowfork/sdk/api';
 
@@ -44,6 +45,26 @@ export function stateFolder(root: string): StateFolder {
     vms: at('run', 'vms'),
     pagerSocket: at('run', 'pager.sock'),
   };
+}
+
+/**
+ * Makes this process the one agent of the state folder, until it ends, however it ends: the lock is
+ * the name of an abstract socket, which the kernel gives back.
+ * @throws SnowforkError SF_BAD_REQUEST when another agent has it.
+ */
+export async function lockStateFolder(state: StateFolder): Promise<void> {
+  fs.mkdirSync(state.root, { recursive: true, mode: 0o700 });
+  const { dev, ino } = fs.statSync(state.root);
+  const server = net.createServer((socket) => socket.destroy());
+  server.listen(`\0snowfork-agent-${dev}-${ino}`);
+  server.unref();
+  try {
+    await once(server, 'listening');
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw cause;
+    const message = `an agent runs already for ${state.root}: \`sf down\` ends it`;
+    throw new SnowforkError('SF_BAD_REQUEST', message, { cause, details: { taken: true } });
+  }
 }
 
 /** Longest path that a unix socket's address holds, less the final NUL. */
