@@ -69,6 +69,7 @@ describe('parseDeviceState', () => {
     ['another version', hex('5145564d00000004', '00')],
     ['no end', hex(HEADER, VMGENID)],
     ['bytes after the end', hex(HEADER, VMGENID, '00', '01')],
+    ['bytes after the end of no sections', hex(HEADER, '00', '01')],
     ['a description cut short', hex(HEADER, VMGENID, '00', '06', '00000003', '7b7d')],
     ['a footer of another section', hex(HEADER, VMGENID.replace(/1d$/, '1e'), '00')],
     ['no section mark', hex(HEADER, '05', VMGENID.slice(2), '00')],

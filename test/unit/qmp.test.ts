@@ -25,7 +25,7 @@ let server: net.Server;
 let peer: net.Socket;
 let commands: Command[];
 /** What the server does with each command; by default it answers with the command's name. */
-let answer: (command: Command) => void;
+let answer: (command: Command) => unknown;
 
 const say = (line: unknown) => peer.write(`${JSON.stringify(line)}\n`);
 
@@ -45,7 +45,7 @@ beforeEach(async () => {
       for (const line of lines) {
         const command = JSON.parse(line) as Command;
         commands.push(command);
-        answer(command);
+        void answer(command);
       }
     });
   });
@@ -190,9 +190,11 @@ describe('a peer that breaks the protocol loses its connection', () => {
   });
 
   it('but lines may come in any pieces', async () => {
-    answer = ({ id }) => {
-      const bytes = Buffer.from(`${JSON.stringify({ return: 'größer', id })}\n`);
-      for (const byte of bytes) peer.write(Buffer.of(byte));
+    answer = async ({ id }) => {
+      for (const byte of Buffer.from(`${JSON.stringify({ return: 'größer', id })}\n`)) {
+        peer.write(Buffer.of(byte));
+        await new Promise((resolve) => setImmediate(resolve)); // each its own chunk
+      }
     };
     await using client = await connect();
     expect(await client.execute('a')).toBe('größer');
