@@ -1,0 +1,162 @@
+// Where Debian packages come from: the apt sources of this host, narrowed to one suite, so that the
+// project names no mirror. Keeps lists of packages of its own in the cache folder (the host's may be
+// empty or of another suite) and never touches the host's. Called by `kernel.ts` and `root.ts`.
+
+import fs from 'node:fs/promises';
+import path from 'node:path';
+import { run, type StepContext, stepFailed } from './run.js';
+
+/** Younger lists are not fetched again only to see whether there is a newer kernel. */
+const LISTS_AGE_MS_MAX = 24 * 3_600_000;
+
+export interface Apt {
+  /** The narrowed sources: files that apt and mmdebstrap read. */
+  readonly sourceFiles: readonly string[];
+  /** Options of apt-get and apt-cache that select the narrowed sources and lists of our own. */
+  readonly options: readonly string[];
+  readonly listsStamp: string;
+}
+
+/** @throws SnowforkError SF_IMAGE_BUILD_FAILED when the host has no source of that suite. */
+export async function openApt(
+  suite: string,
+  cacheFolder: string,
+  context: StepContext,
+): Promise<Apt> {
+  const folder = path.join(cacheFolder, 'apt', suite);
+  const parts = path.join(folder, 'sources');
+  await fs.rm(parts, { recursive: true, force: true });
+  for (const name of ['sources', 'lists/partial', 'cache/archives/partial']) {
+    await fs.mkdir(path.join(folder, name), { recursive: true });
+  }
+  await fs.writeFile(path.join(folder, 'status'), '');
+  const sourceFiles: string[] = [];
+  for (const file of await hostSourceFiles(context)) {
+    const deb822 = file.endsWith('.sources');
+    const content = await fs.readFile(file, 'utf8');
+    const narrowed = deb822 ? narrowStanzas(content, suite) : narrowLines(content, suite);
+    if (narrowed === '') continue;
+    const name = `${sourceFiles.length}.${deb822 ? 'sources' : 'list'}`;
+    sourceFiles.push(path.join(parts, name));
+    await fs.writeFile(path.join(parts, name), narrowed);
+  }
+  if (sourceFiles.length === 0) {
+    const fix = `add one to /etc/apt/sources.list.d, or change \`base\``;
+    throw stepFailed(context, `no apt source of this host has Debian's suite ${suite}: ${fix}`);
+  }
+  return {
+    sourceFiles,
+    options: aptOptions(folder, parts),
+    listsStamp: path.join(folder, 'fetched'),
+  };
+}
+
+/** Fetches the lists of packages, unless those at hand are young enough. Whether it did. */
+export async function updateLists(
+  apt: Apt,
+  context: StepContext,
+  when: { readonly always: boolean },
+): Promise<boolean> {
+  const stamp = await fs.stat(apt.listsStamp).catch(() => undefined);
+  if (!when.always && stamp !== undefined && Date.now() - stamp.mtimeMs < LISTS_AGE_MS_MAX) {
+    return false;
+  }
+  context.onProgress(context.step, 'fetching lists of packages');
+  await run('apt-get', [...apt.options, '-q', 'update'], context);
+  await fs.writeFile(apt.listsStamp, '');
+  return true;
+}
+
+/** The field `name` of the newest version of a package, from our lists. */
+export async function packageField(
+  apt: Apt,
+  packageName: string,
+  field: string,
+  context: StepContext,
+): Promise<string> {
+  const parameters = [...apt.options, 'show', '--no-all-versions', packageName];
+  const record = await run('apt-cache', parameters, context);
+  const line = record.split('\n').find((candidate) => candidate.startsWith(`${field}: `));
+  if (line === undefined) throw stepFailed(context, `package ${packageName} has no ${field}`);
+  return line.slice(field.length + 2);
+}
+
+/** One-line sources (`deb [options] uri suite components`) of the suite and its updates. */
+export function narrowLines(content: string, suite: string): string {
+  const kept = content.split('\n').filter((line) => {
+    const words = line
+      .replace(/#.*/, '')
+      .replace(/\[[^\]]*\]/, ' ')
+      .trim()
+      .split(/\s+/);
+    return words[0] === 'deb' && isOfSuite(words[2] ?? '', suite);
+  });
+  return kept.map((line) => `${line}\n`).join('');
+}
+
+/** deb822 sources (`Types: deb …`), their `Suites` narrowed to the suite and its updates. */
+export function narrowStanzas(content: string, suite: string): string {
+  const narrowed: string[] = [];
+  const lines = content.split('\n').filter((line) => !line.startsWith('#'));
+  for (const stanza of lines.join('\n').split(/\n\s*\n/)) {
+    // A line that begins with a blank goes on with the field before it.
+    const fields = stanza.split(/\n(?=\S)/).map((field) => field.trimEnd());
+    const fieldOf = (name: string) => {
+      const field = fields.find((candidate) => candidate.toLowerCase().startsWith(`${name}:`));
+      return (field ?? '').slice(name.length + 1).trim();
+    };
+    if (/^(no|false|off|without|disable|0)$/i.test(fieldOf('enabled'))) continue;
+    if (!fieldOf('types').split(/\s+/).includes('deb')) continue;
+    const suites = fieldOf('suites').split(/\s+/);
+    const kept = suites.filter((candidate) => isOfSuite(candidate, suite));
+    if (kept.length === 0) continue;
+    const others = fields.filter(
+      (field) => !/^(suites|types):/i.test(field) && field.trim() !== '',
+    );
+    narrowed.push(['Types: deb', `Suites: ${kept.join(' ')}`, ...others].join('\n'));
+  }
+  return narrowed.map((stanza) => `${stanza}\n`).join('\n');
+}
+
+/** Backports and proposed updates are nobody's default. */
+function isOfSuite(candidate: string, suite: string): boolean {
+  return ['', '-updates', '-security', '/updates'].some((suffix) => candidate === suite + suffix);
+}
+
+async function hostSourceFiles(context: StepContext): Promise<string[]> {
+  const queries = ['list', 'Dir::Etc::sourcelist/f', 'parts', 'Dir::Etc::sourceparts/d'];
+  const shown = await run('apt-config', ['shell', ...queries], context);
+  const pathOf = (name: string) => new RegExp(`^${name}='(.*)'$`, 'm').exec(shown)?.[1] ?? '';
+  const parts = pathOf('parts');
+  const names = parts === '' ? [] : await fs.readdir(parts).catch(() => []);
+  const files = names.filter((name) => /\.(list|sources)$/.test(name)).sort();
+  const candidates = [pathOf('list'), ...files.map((name) => path.join(parts, name))];
+  const found: string[] = [];
+  for (const file of candidates) {
+    const isFile = await fs.stat(file).then(
+      (stat) => stat.isFile(),
+      () => false,
+    );
+    if (isFile) found.push(file);
+  }
+  return found;
+}
+
+function aptOptions(folder: string, parts: string): string[] {
+  const settings = [
+    `Dir::State=${folder}`,
+    `Dir::State::lists=${folder}/lists`,
+    // Nothing counts as installed.
+    `Dir::State::status=${folder}/status`,
+    `Dir::Cache=${folder}/cache`,
+    'Dir::Etc::SourceList=/dev/null',
+    `Dir::Etc::SourceParts=${parts}`,
+    'Acquire::Languages=none',
+    // The user `_apt` can't enter the state folder, which is the agent's alone.
+    'APT::Sandbox::User=root',
+    // What desktops hook into `update` is no business of ours.
+    'APT::Update::Post-Invoke-Success=',
+    'APT::Update::Post-Invoke=',
+  ];
+  return settings.flatMap((setting) => ['-o', setting]);
+}

@@ -1,0 +1,119 @@
+// The guest's kernel: Debian's cloud flavour, fetched and unpacked once per version into the cache
+// folder. Never builds or configures one; called by `index.ts`.
+
+import fs from 'node:fs/promises';
+import path from 'node:path';
+import { type Apt, packageField, updateLists } from './apt.js';
+import { run, type StepContext, stepFailed } from './run.js';
+
+/** A package without content that depends on the newest kernel. */
+const KERNEL_PACKAGE = 'linux-image-cloud-amd64';
+
+export interface Kernel {
+  /** As `uname -r` gives it: `6.1.0-56-cloud-amd64`. */
+  readonly release: string;
+  /** The bzImage. */
+  readonly path: string;
+  /** `modules.dep` and the modules. */
+  readonly modulesFolder: string;
+}
+
+/** The newest kernel of the suite, from the cache if it is there. */
+export async function prepareKernel(
+  apt: Apt,
+  cacheFolder: string,
+  context: StepContext,
+): Promise<Kernel> {
+  const updated = await updateLists(apt, context, { always: false });
+  const known = await newestKernel(apt, context);
+  const cached = await cachedKernel(cacheFolder, known);
+  if (cached !== undefined) return cached;
+  // Lists of yesterday may name what the archive has replaced since.
+  if (!updated) await updateLists(apt, context, { always: true });
+  const newest = updated ? known : await newestKernel(apt, context);
+  await fetchKernel(apt, cacheFolder, newest, context);
+  const kernel = await cachedKernel(cacheFolder, newest);
+  if (kernel === undefined) throw stepFailed(context, `${newest.package} has no bootable kernel`);
+  return kernel;
+}
+
+interface KernelVersion {
+  readonly package: string;
+  readonly version: string;
+}
+
+async function newestKernel(apt: Apt, context: StepContext): Promise<KernelVersion> {
+  const depends = await packageField(apt, KERNEL_PACKAGE, 'Depends', context);
+  const name = /^linux-image-\S+/.exec(depends)?.[0];
+  if (name === undefined) throw stepFailed(context, `${KERNEL_PACKAGE} depends on ${depends}`);
+  return { package: name, version: await packageField(apt, name, 'Version', context) };
+}
+
+function folderOf(cacheFolder: string, { package: name, version }: KernelVersion): string {
+  return path.join(cacheFolder, 'kernels', `${name}_${version.replaceAll(/[^\w.+~-]/g, '_')}`);
+}
+
+async function cachedKernel(
+  cacheFolder: string,
+  version: KernelVersion,
+): Promise<Kernel | undefined> {
+  const folder = folderOf(cacheFolder, version);
+  const release = version.package.slice('linux-image-'.length);
+  const image = path.join(folder, 'boot', `vmlinuz-${release}`);
+  const modulesFolder = path.join(folder, 'lib/modules', release);
+  const found = await Promise.all([exists(image), exists(path.join(modulesFolder, 'modules.dep'))]);
+  return found.every(Boolean) ? { release, path: image, modulesFolder } : undefined;
+}
+
+async function fetchKernel(
+  apt: Apt,
+  cacheFolder: string,
+  newest: KernelVersion,
+  context: StepContext,
+): Promise<void> {
+  const folder = folderOf(cacheFolder, newest);
+  // Renamed when all is there: who looks for it finds a whole kernel or none.
+  const building = `${folder}.${process.pid}`;
+  const unpacked = path.join(building, 'unpacked');
+  await fs.mkdir(unpacked, { recursive: true });
+  try {
+    context.onProgress(context.step, `fetching ${newest.package} ${newest.version}`);
+    const wanted = `${newest.package}=${newest.version}`;
+    await run('apt-get', [...apt.options, '-q', 'download', wanted], context, { folder: building });
+    const archive = (await fs.readdir(building)).find((name) => name.endsWith('.deb'));
+    if (archive === undefined) throw stepFailed(context, `apt-get fetched no ${newest.package}`);
+    await run('dpkg-deb', ['-x', path.join(building, archive), unpacked], context);
+    await keepBootable(unpacked, newest, context);
+    await fs.rm(folder, { recursive: true, force: true });
+    await fs.rename(unpacked, folder);
+  } finally {
+    await fs.rm(building, { recursive: true, force: true });
+  }
+}
+
+async function keepBootable(
+  unpacked: string,
+  { package: name }: KernelVersion,
+  context: StepContext,
+): Promise<void> {
+  const release = name.slice('linux-image-'.length);
+  // Newer packages come with /usr merged.
+  if (!(await exists(path.join(unpacked, 'lib/modules')))) {
+    await fs.mkdir(path.join(unpacked, 'lib'), { recursive: true });
+    await fs.rename(path.join(unpacked, 'usr/lib/modules'), path.join(unpacked, 'lib/modules'));
+  }
+  // Some suites compress modules, which busybox's insmod can't be relied on to undo.
+  const modules = path.join(unpacked, 'lib/modules');
+  const decompress = ['-name', '*.ko.xz', '-exec', 'xz', '--decompress', '{}', '+'];
+  await run('find', [modules, ...decompress], context);
+  await run('depmod', ['--basedir', unpacked, release], context);
+  await fs.rm(path.join(unpacked, 'usr'), { recursive: true, force: true });
+  await fs.rm(path.join(unpacked, 'boot', `System.map-${release}`), { force: true });
+}
+
+function exists(file: string): Promise<boolean> {
+  return fs.access(file).then(
+    () => true,
+    () => false,
+  );
+}
