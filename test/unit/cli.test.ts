@@ -10,7 +10,7 @@ import { errorRegistry } from '@snowfork/sdk/api';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type RunningServer, startServer } from '../../packages/clone-agent/src/api/server.js';
 import { formatBytes, formatDuration } from '../../packages/sdk/src/cli/format.js';
-import { cliReference } from '../../packages/sdk/src/cli/reference.js';
+import { cliReference, errorReference } from '../../packages/sdk/src/cli/reference.js';
 import { familyTree, renderTree } from '../../packages/sdk/src/cli/tree.js';
 import { eventually } from '../support/eventually.js';
 import { FakeService, machine } from '../support/fake-service.js';
@@ -510,5 +510,10 @@ describe('help', () => {
   test('on the web is what the commands are', () => {
     const page = readFileSync(new URL('../../docs/reference/cli.md', import.meta.url), 'utf8');
     expect(page, 'run `npx tsx packages/sdk/src/cli/reference.ts`').toBe(cliReference());
+  });
+
+  it('has a current page of all errors', () => {
+    const page = readFileSync(new URL('../../docs/reference/errors.md', import.meta.url), 'utf8');
+    expect(page, 'run `npx tsx packages/sdk/src/cli/reference.ts`').toBe(errorReference());
   });
 });

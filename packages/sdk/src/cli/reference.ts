@@ -1,5 +1,6 @@
-// Writes `docs/reference/cli.md` from the declarations of the commands, so that the page is what
-// `sf` does: `npx tsx packages/sdk/src/cli/reference.ts`. A test checks that the file is current.
+// Writes `docs/reference/cli.md` from the declarations of the commands, and `errors.md` from the
+// registry, so that the pages are what `sf` does: `npx tsx packages/sdk/src/cli/reference.ts`. Tests
+// check that the files are current.
 
 import { writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -10,7 +11,7 @@ import { Interrupts } from './interrupts.js';
 import { Output } from './output.js';
 import { buildProgram } from './program.js';
 
-const PAGE = fileURLToPath(new URL('../../../../docs/reference/cli.md', import.meta.url));
+const PAGES = new URL('../../../../docs/reference/', import.meta.url);
 
 const HEAD = `# The \`sf\` command
 
@@ -39,6 +40,25 @@ export function cliReference(): string {
   });
   const sections = leaves(program).map(section);
   return [HEAD, exitCodes(), ...sections].join('\n');
+}
+
+/** Every code of the registry. */
+export function errorReference(): string {
+  const rows = Object.entries(errorRegistry).map(
+    ([code, { status, exitCode, help }]) => `| \`${code}\` | ${help} | ${status} | ${exitCode} |`,
+  );
+  return [
+    '# Errors',
+    '',
+    'Made by `npx tsx packages/sdk/src/cli/reference.ts` from the registry in',
+    '`packages/sdk/src/api/errors.ts`. The codes are stable. A `SnowforkError` has `code`, `message`',
+    '(what happened, what to do) and `details`; over HTTP it is `{ "error": { … } }`.',
+    '',
+    '| code | what it means, what to do | HTTP | `sf` exits with |',
+    '|---|---|---|---|',
+    ...rows,
+    '',
+  ].join('\n');
 }
 
 function leaves(command: Command): Command[] {
@@ -103,4 +123,7 @@ function sentence(text: string): string {
   return `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) writeFileSync(PAGE, cliReference());
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  writeFileSync(new URL('cli.md', PAGES), cliReference());
+  writeFileSync(new URL('errors.md', PAGES), errorReference());
+}
