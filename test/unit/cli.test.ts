@@ -512,7 +512,7 @@ describe('help', () => {
     expect(page, 'run `npx tsx packages/sdk/src/cli/reference.ts`').toBe(cliReference());
   });
 
-  it('has a current page of all errors', () => {
+  test('has a current page of all errors', () => {
     const page = readFileSync(new URL('../../docs/reference/errors.md', import.meta.url), 'utf8');
     expect(page, 'run `npx tsx packages/sdk/src/cli/reference.ts`').toBe(errorReference());
   });
