@@ -102,7 +102,7 @@ export class Agent implements AgentService {
     this.#pager = parts.pager;
     const changed = (kind: string) => (id: string) => this.#changed(kind, id);
     this.#store = new SnapshotStore(state, {
-      ready: (id) => this.#pager.ready(id),
+      ready: (id, like) => this.#pager.ready(id, like),
       dropped: (id) => this.#pager.drop(id),
       changed: changed('snapshot'),
     });

@@ -257,6 +257,7 @@ export class Images {
       layerBytes: 0,
       deviceStateBytes: 0,
       guest: { pending: [] },
+      like: [],
     });
     return empty;
   }

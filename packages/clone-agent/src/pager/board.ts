@@ -12,7 +12,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
 import type { SharedObject } from './served-object.js';
 
-/** More than two gave nothing on 2 cores; one is a third slower, and a slow READ would stop it. */
+/** Two, so that a READ of a megabyte stops nobody; a third gave nothing on 2 cores. */
 export const SERVING_THREADS = 2;
 export const STORE_THREAD = SERVING_THREADS;
 export const MAIN_THREAD = SERVING_THREADS + 1;
@@ -23,6 +23,8 @@ export const THREADS = SERVING_THREADS + 2;
 export type Bulletin =
   | { readonly kind: 'object'; readonly object: SharedObject }
   | { readonly kind: 'drop'; readonly nodes: readonly number[] }
+  /** For the store thread: push these pages, in ascending order, as clones will ask for them. */
+  | { readonly kind: 'replay'; readonly nodeid: number; readonly pages: readonly number[] }
   /** For the store thread: notifications to write, then to say `told` with the same `id`. */
   | { readonly kind: 'tell'; readonly id: number; readonly notifications: readonly Uint8Array[] };
 

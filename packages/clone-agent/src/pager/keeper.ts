@@ -55,9 +55,12 @@ export class PagerKeeper {
     this.#pager = this.#startOne();
   }
 
-  /** The snapshot is complete: whoever waits for a page of it gets it. */
-  async ready(snapshot: string): Promise<void> {
-    await this.#execute('ready', { snapshot });
+  /**
+   * The snapshot is complete: whoever waits for a page of it gets it. What clones of `like` touched
+   * first is pushed to its own.
+   */
+  async ready(snapshot: string, like: readonly string[]): Promise<void> {
+    await this.#execute('ready', { snapshot, like });
   }
 
   /** The snapshot is gone; nothing waits for the pager to have heard it. */

@@ -60,6 +60,7 @@ export class PageServer {
     if (outcome !== Outcome.answered) return outcome;
     if (object.isMemory) {
       object.clearUnderWay(firstPage, count);
+      if (count === 1 && !object.paged.isZero(firstPage, 1)) object.recordFault(firstPage);
       this.#pushAround(object, firstPage, count);
     }
     return outcome;

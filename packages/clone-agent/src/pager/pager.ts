@@ -27,6 +27,8 @@ import { StoreRequests } from './stores.js';
 import { Threads } from './threads.js';
 
 const snapshotArgument = z.object({ snapshot: z.string() });
+/** `like`: snapshots whose clones touched first what clones of this one will touch first. */
+const readyArguments = snapshotArgument.extend({ like: z.array(z.string()).max(16).default([]) });
 
 export interface PagerEvents {
   /** The mount has gone; there is nothing left to do. */
@@ -83,7 +85,7 @@ export class Pager {
 
   readonly commands: Readonly<Record<string, Command>> = {
     ping: () => ({ pid: process.pid }),
-    ready: (args) => this.#ready(snapshotArgument.parse(args).snapshot),
+    ready: (args) => this.#ready(readyArguments.parse(args)),
     drop: (args) => this.#drop(snapshotArgument.parse(args).snapshot),
     stats: () => this.#stats(),
   };
@@ -119,9 +121,27 @@ export class Pager {
   }
 
   /** The freeze of a snapshot has ended: its content is there. */
-  #ready(id: string): void {
-    this.#registry.loadAll(id);
+  #ready({ snapshot, like }: z.infer<typeof readyArguments>): void {
+    const objects = this.#registry.loadAll(snapshot);
     this.#deferred.retryParked();
+    for (const { nodeid } of objects) this.#replay(nodeid, like);
+  }
+
+  /** What clones of earlier snapshots of the family waited for is pushed before these ask. */
+  #replay(nodeid: number, like: readonly string[]): void {
+    const object = this.#server.objects.get(nodeid);
+    if (object === undefined || !object.isMemory) return;
+    const older = [...this.#server.objects.values()].filter(
+      ({ shared, isMemory }) => isMemory && like.includes(shared.snapshot),
+    );
+    older.sort((a, b) => like.indexOf(a.shared.snapshot) - like.indexOf(b.shared.snapshot));
+    const pages = [...new Set(older.flatMap((other) => [...other.recordedFaults()]))];
+    if (pages.length === 0) return;
+    object.inheritFaults(pages);
+    this.#threads.replay(
+      nodeid,
+      pages.sort((a, b) => a - b),
+    );
   }
 
   /** The snapshot goes: nothing of it stays open, and the kernel forgets its pages. */
@@ -148,6 +168,7 @@ export class Pager {
       localPages: object.total(Counter.localPages),
       refusedReads: object.total(Counter.refusedReads),
       storedPages: object.total(Counter.storedPages),
+      replayedPages: object.total(Counter.replayedPages),
     }));
     return {
       pid: process.pid,

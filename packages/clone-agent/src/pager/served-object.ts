@@ -20,6 +20,8 @@ export interface SharedObject {
   /** One bit for each page that a READ waits for. */
   readonly underWay: SharedArrayBuffer;
   readonly windows: PushWindowsMemory;
+  /** The order of first faults: how many, then the pages. */
+  readonly faults: SharedArrayBuffer;
   /** `Counter` for each thread. */
   readonly counters: SharedArrayBuffer;
 }
@@ -30,8 +32,18 @@ export const Counter = {
   localPages: 2,
   refusedReads: 3,
   storedPages: 4,
+  replayedPages: 5,
 } as const;
-const COUNTERS = 5;
+const COUNTERS = 6;
+
+/**
+ * Faults that are recorded of an object. A clone's first ones are nearly the same each time (Ustiugov
+ * et al., REAP, ASPLOS 2021: 97 % of them), so they are pushed to the next snapshot of the family
+ * before its clones ask. More than this is no longer what clones touch first.
+ */
+export const FAULTS_MAX = 4096;
+/** Of these, so many may come from older snapshots: there is always room for new ones. */
+const FAULTS_INHERITED_MAX = 3072;
 
 export function newSharedObject(
   of: Pick<SharedObject, 'nodeid' | 'snapshot' | 'name' | 'sizeBytes' | 'layers'> & {
@@ -50,6 +62,7 @@ export function newSharedObject(
     entries,
     underWay: new SharedArrayBuffer(Math.ceil(pages / 32) * Int32Array.BYTES_PER_ELEMENT),
     windows: newPushWindowsMemory(pages),
+    faults: new SharedArrayBuffer((1 + FAULTS_MAX) * Int32Array.BYTES_PER_ELEMENT),
     counters: new SharedArrayBuffer(THREADS * COUNTERS * Float64Array.BYTES_PER_ELEMENT),
   };
 }
@@ -67,6 +80,7 @@ export class ServedObject {
   /** This thread's own; nobody else writes it. */
   readonly counters: Float64Array;
   readonly #underWay: Int32Array;
+  readonly #faults: Int32Array;
 
   constructor(shared: SharedObject, thread: number) {
     this.shared = shared;
@@ -76,6 +90,7 @@ export class ServedObject {
     const bytes = COUNTERS * Float64Array.BYTES_PER_ELEMENT;
     this.counters = new Float64Array(shared.counters, thread * bytes, COUNTERS);
     this.#underWay = new Int32Array(shared.underWay);
+    this.#faults = new Int32Array(shared.faults);
     this.windows = new PushWindows(shared.windows, entries.length);
   }
 
@@ -94,6 +109,23 @@ export class ServedObject {
     let sum = 0;
     for (let thread = 0; thread < THREADS; thread += 1) sum += all[thread * COUNTERS + counter]!;
     return sum;
+  }
+
+  /** Somebody waited for this page, and no clone had touched it before. */
+  recordFault(page: number): void {
+    const index = Atomics.load(this.#faults, 0) < FAULTS_MAX ? Atomics.add(this.#faults, 0, 1) : -1;
+    if (index >= 0 && index < FAULTS_MAX) this.#faults[1 + index] = page;
+  }
+
+  /** Pages in the order in which they were first waited for, older snapshots' first. */
+  recordedFaults(): Int32Array {
+    const length = Math.min(Atomics.load(this.#faults, 0), FAULTS_MAX);
+    return this.#faults.slice(1, 1 + length);
+  }
+
+  /** Begins the record with what clones of older snapshots touched; the oldest is left out first. */
+  inheritFaults(pages: readonly number[]): void {
+    for (const page of pages.slice(-FAULTS_INHERITED_MAX)) this.recordFault(page);
   }
 
   markUnderWay(firstPage: number, count: number): void {

@@ -1,5 +1,5 @@
-// The entry of the store thread: pushes zero pages into the kernel's page cache before they are
-// asked for, and tells the kernel what to forget. It alone writes FUSE_NOTIFY_STORE and _INVAL_…: they
+// The entry of the store thread: pushes pages into the kernel's page cache before they are asked for
+// (zeros around fresh memory, and what clones of this family touch first), and tells the kernel what to forget. It alone writes FUSE_NOTIFY_STORE and _INVAL_…: they
 // take the lock of a page, which a READ of that page holds until it is answered, so this thread may
 // wait for those that answer, and none of them ever waits for it.
 
@@ -21,7 +21,9 @@ const say = (word: ThreadWord) => parentPort!.postMessage(word);
 const objects = new Map<number, ServedObject>();
 const header = Buffer.alloc(STORE_HEADER_BYTES);
 const zeros = Buffer.alloc(READ_BYTES_MAX);
+const pages = Buffer.alloc(READ_BYTES_MAX);
 const toTell: Extract<Bulletin, { kind: 'tell' }>[] = [];
+const toReplay: Extract<Bulletin, { kind: 'replay' }>[] = [];
 
 const mailbox = new Mailbox({
   memory: data.board,
@@ -32,6 +34,8 @@ const mailbox = new Mailbox({
       objects.set(bulletin.object.nodeid, new ServedObject(bulletin.object, data.thread));
     } else if (bulletin.kind === 'drop') {
       for (const node of bulletin.nodes) objects.delete(node);
+    } else if (bulletin.kind === 'replay') {
+      toReplay.push(bulletin);
     } else {
       toTell.push(bulletin);
     }
@@ -61,10 +65,56 @@ function wholePages(object: ServedObject): number {
 }
 
 function storeZeros(object: ServedObject, firstPage: number, count: number): void {
-  const sizeBytes = count * PAGE_BYTES;
+  if (store(object, firstPage, zeros.subarray(0, count * PAGE_BYTES))) {
+    object.count(Counter.storedPages, count);
+  }
+}
+
+/** `false` when the kernel does not know the object: no clone has it open. */
+function store(object: ServedObject, firstPage: number, content: Uint8Array): boolean {
   const { nodeid } = object.shared;
-  encodeStoreHeader(header, { nodeid, offset: firstPage * PAGE_BYTES, sizeBytes });
-  if (notify([header, zeros.subarray(0, sizeBytes)])) object.count(Counter.storedPages, count);
+  const offset = firstPage * PAGE_BYTES;
+  encodeStoreHeader(header, { nodeid, offset, sizeBytes: content.length });
+  return notify([header, content]);
+}
+
+function replayAll(): void {
+  for (const { nodeid, pages: list } of toReplay.splice(0)) {
+    const object = objects.get(nodeid);
+    if (object !== undefined) replay(object, list);
+  }
+}
+
+/** Pushes the pages of an ascending list that lie in layers and that no READ waits for, by runs. */
+function replay(object: ServedObject, list: readonly number[]): void {
+  const wanted = (page: number | undefined) =>
+    page !== undefined &&
+    page < wholePages(object) &&
+    object.paged.layerOf(page) !== ZERO_PAGE &&
+    !object.isUnderWay(page);
+  for (let at = 0; at < list.length; ) {
+    const first = list[at]!;
+    let count = 0;
+    while (count < STORE_PAGES_MAX && list[at + count] === first + count && wanted(first + count)) {
+      count += 1;
+    }
+    at += Math.max(count, 1);
+    if (count === 0) continue;
+    if (!pushFromLayers(object, first, count)) return;
+  }
+}
+
+function pushFromLayers(object: ServedObject, firstPage: number, count: number): boolean {
+  try {
+    object.paged.readInto(pages, firstPage, count);
+  } catch (error) {
+    // Whoever asks for the page will be told; nothing is pushed that is not known to be right.
+    say({ kind: 'complaint', message: `${object.shared.snapshot}: ${String(error)}` });
+    return false;
+  }
+  if (!store(object, firstPage, pages.subarray(0, count * PAGE_BYTES))) return false;
+  object.count(Counter.replayedPages, count);
+  return true;
 }
 
 /** `false` when the kernel does not know the file (any more): there is nothing to push then. */
@@ -92,6 +142,7 @@ const job: StoreJob = { nodeid: 0, firstPage: 0, count: 0 };
 for (;;) {
   mailbox.enter();
   tellAll();
+  replayAll();
   while (jobs.take(job)) {
     mailbox.enter();
     const object = objects.get(job.nodeid);

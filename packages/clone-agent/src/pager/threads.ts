@@ -55,6 +55,12 @@ export class Threads {
     this.#board.publish({ kind: 'object', object });
   }
 
+  /** Has the store thread push pages before they are asked for; nobody waits for that. */
+  replay(nodeid: number, pages: readonly number[]): void {
+    this.#board.publish({ kind: 'replay', nodeid, pages });
+    this.#wakeStores.wake();
+  }
+
   /** Resolves when no thread uses these objects any more. */
   async dropObjects(nodes: readonly number[]): Promise<void> {
     this.#board.publish({ kind: 'drop', nodes });

@@ -83,11 +83,13 @@ export interface FrozenMemory {
   readonly layerBytes: number;
   readonly deviceStateBytes: number;
   readonly guest: SnapshotFile['guest'];
+  /** Snapshots whose clones touched first what this one's will, the oldest first. */
+  readonly like: readonly string[];
 }
 
 export interface SnapshotStoreEvents {
-  /** The pager may serve it now. */
-  ready(snapshot: string): Promise<void>;
+  /** The pager may serve it now; `like`: older snapshots of the family, the oldest first. */
+  ready(snapshot: string, like: readonly string[]): Promise<void>;
   /** The pager must forget it. */
   dropped(snapshot: string): void;
   changed(snapshot: string): void;
@@ -210,7 +212,7 @@ export class SnapshotStore {
     };
     fs.writeFileSync(path.join(snapshot.folder, ram.map), encodePageMap(frozen.map));
     writeSnapshotFile(snapshot);
-    await this.#events.ready(snapshot.file.id);
+    await this.#events.ready(snapshot.file.id, frozen.like);
     this.#events.changed(snapshot.file.id);
   }
 

@@ -193,6 +193,7 @@ async function completeSnapshot(
     layerBytes: frozen.storedBytes,
     deviceStateBytes: fs.statSync(store.deviceState(snapshot)).size,
     guest,
+    like: [vm.base.file.id, vm.newest.file.id],
   });
   const older = vm.newest;
   vm.newest = snapshot;

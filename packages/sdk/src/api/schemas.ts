@@ -249,7 +249,10 @@ export const pagerObjectStatsSchema = z.object({
   zeroPages: bytes,
   localPages: bytes,
   refusedReads: bytes,
+  /** Zero pages pushed around the first touch of fresh memory. */
   storedPages: bytes,
+  /** Pages pushed because clones of the family touch them first. */
+  replayedPages: bytes,
 });
 export type PagerObjectStats = z.infer<typeof pagerObjectStatsSchema>;
 export const hostStatsSchema = z.object({
