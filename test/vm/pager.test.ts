@@ -431,6 +431,29 @@ describe.skipIf(!canRun)(`pager${reason && ` (skipped: ${reason})`}`, () => {
     await command('drop', { snapshot: id });
   });
 
+  test('of a dropped snapshot the kernel keeps no page', async () => {
+    const object = randomObject('ram', 10, 1, 18);
+    writeLayers(object);
+    const { id } = writeSnapshot([object]);
+    const [seen, dropped] = [path.join(root, 'seen'), path.join(root, 'dropped')];
+    const reader = client(
+      fileOf(id),
+      { seen, dropped },
+      `const fd = fs.openSync(file, 'r');
+       const page = Buffer.alloc(PAGE);
+       const read = () => { try { return fs.readSync(fd, page, 0, PAGE, 0); } catch (e) { return e.code; } };
+       const first = [read(), read()];
+       fs.writeFileSync(args.seen, '');
+       while (!fs.existsSync(args.dropped)) await new Promise((resolve) => setTimeout(resolve, 5));
+       return [...first, read()];`,
+    );
+    await until('it was read', async () => fs.existsSync(seen));
+    fs.rmSync(path.join(run, 'snapshots', id), { recursive: true });
+    await command('drop', { snapshot: id });
+    fs.writeFileSync(dropped, '');
+    expect(await reader).toEqual([PAGE_BYTES, PAGE_BYTES, 'EIO']);
+  });
+
   test('layers that another snapshot stands on stay open', async () => {
     const object = randomObject('ram', 300, 2, 14);
     writeLayers(object);
@@ -483,20 +506,37 @@ describe.skipIf(!canRun)(`pager${reason && ` (skipped: ${reason})`}`, () => {
     expect(await Promise.all(readers)).toEqual(expected);
   });
 
-  test('a pager that is killed is started again under those who wait for pages', async () => {
+  test('pagers are killed one after another, and readers get every byte', async () => {
     const object = randomObject('ram', 20_000, 3, 15);
     writeLayers(object);
     const { id } = writeSnapshot([object]);
-    const readers = [1, 2].map((seed) => client(fileOf(id), { seed }, HASH_ALL));
+    let left = 2;
+    const readers = [1, 2].map(async (seed) => {
+      const hash = await client(fileOf(id), { seed }, HASH_ALL);
+      left -= 1;
+      return hash;
+    });
     for (let round = 1; round <= 3; round += 1) {
-      await until('it is being read', async () => {
+      await until('it is being read, or was', async () => {
         const { objects } = await stats();
-        return (objects.find(({ snapshot }) => snapshot === id)?.reads ?? 0) > 100;
+        return left === 0 || objects.some(({ snapshot, reads }) => snapshot === id && reads > 100);
       });
-      process.kill(pager.pid, 'SIGKILL');
-      await pager.exited;
+      await killPager();
       pager = await startPager({ fuseFd, runFolder: run });
     }
+    const expected = hashOf(contentOf(object));
+    expect(await Promise.all(readers)).toEqual([expected, expected]);
+  });
+
+  test('a READ that a killed pager had taken is answered by the next one', async () => {
+    const object = randomObject('ram', 400, 2, 17);
+    const { id, number } = writeSnapshot([object], { pending: true });
+    const readers = [1, 2].map((seed) => client(fileOf(id), { seed }, HASH_ALL));
+    await until('a READ waits', async () => (await stats()).parkedReads > 0);
+    await killPager();
+    writeLayers(object);
+    writeSnapshot([object], { number });
+    pager = await startPager({ fuseFd, runFolder: run });
     const expected = hashOf(contentOf(object));
     expect(await Promise.all(readers)).toEqual([expected, expected]);
   });
@@ -549,6 +589,11 @@ describe.skipIf(!canRun)(`pager${reason && ` (skipped: ${reason})`}`, () => {
     await unmountFuse(mountPoint);
   });
 });
+
+async function killPager(): Promise<void> {
+  process.kill(pager.pid, 'SIGKILL');
+  await pager.exited;
+}
 
 function readLink(file: string): string {
   try {
