@@ -1,0 +1,186 @@
+// The peer: a copy of a running VM by QEMU alone, `stop`, `migrate` to a file on tmpfs, a second QEMU
+// that restores it, beside Snowfork's fork of the same guest in the same run: 1 GiB of RAM, half of it
+// in use. Both from the call until the copy's guest side answers.
+//
+// The peer gets the better of every choice: its second QEMU has been started before the call, and the
+// file is in RAM. It is measured as it comes, and with QEMU's bandwidth limit (128 MiB/s by default)
+// raised out of the way.
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { benchImage, endHost, poolFilled, startHost } from '../support/bench-host.js';
+import type { BenchContext } from '../support/context.js';
+import { Forker } from '../support/forker.js';
+import { PlainQemu, type PlainQemuOptions, prepareParts } from '../support/plain-qemu.js';
+import { atLeast, type Check, spread, table } from '../support/report.js';
+import { type Summary, summarise } from '../support/statistics.js';
+
+const MEMORY_MIB = 1024;
+const USED_MIB = 512;
+const UNLIMITED_BYTES_PER_S = 1e12;
+const FASTER_TARGET = 10;
+
+export interface CopyTimes {
+  /** Until the whole of the VM is in the file. */
+  readonly savedMs: Summary;
+  readonly restoredMs: Summary;
+  readonly answeredMs: Summary;
+}
+
+export interface AloneResult {
+  /** QEMU as it comes. */
+  readonly plain: CopyTimes;
+  /** Without its bandwidth limit. */
+  readonly unlimited: CopyTimes;
+  /** All that is in use was written since the VM's start: the dearest fork that there is. */
+  readonly firstFork: { readonly answeredMs: Summary; readonly pauseMs: Summary };
+  /** Further forks of the same VM, with nothing changed in between. */
+  readonly laterFork: { readonly answeredMs: Summary; readonly pauseMs: Summary };
+}
+
+export async function benchAlone(context: BenchContext): Promise<AloneResult> {
+  const snowfork = await measureSnowfork(context);
+  const { machine, qemu } = snowfork;
+  const prepared = await prepareParts(`${MEMORY_MIB}M`, context.say);
+  const folder = fs.mkdtempSync('/dev/shm/snowfork-bench-');
+  try {
+    const options = {
+      ...{ prepared, binary: qemu.path, folder },
+      ...{ machineType: machine.machineType, accelerator: machine.accelerator },
+      cpuModel: machine.cpuModel,
+    };
+    const { firstFork, laterFork } = snowfork;
+    const plain = await measurePlain(options, undefined, context);
+    const unlimited = await measurePlain(options, UNLIMITED_BYTES_PER_S, context);
+    return { plain, unlimited, firstFork, laterFork };
+  } finally {
+    fs.rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+async function measureSnowfork({ quiet, options, say }: BenchContext) {
+  const rounds = options.quick ? 2 : 5;
+  const host = await startHost({ warmPoolSize: 2 });
+  const first: { answeredMs: number; pauseMs: number }[] = [];
+  const later: { answeredMs: number; pauseMs: number }[] = [];
+  try {
+    say(`peer: Snowfork, ${USED_MIB} of ${MEMORY_MIB} MiB in use`);
+    for (let round = 0; round < rounds; round++) {
+      await using forker = await Forker.launch(host, benchImage(MEMORY_MIB).name);
+      await forker.command(`hold ${USED_MIB}`);
+      for (const list of [first, later]) {
+        await poolFilled(host);
+        await quiet.wait();
+        const { clones, freeze } = await forker.vm.fork(1);
+        const clone = clones[0]!;
+        if (clone.status === 'rejected') throw clone.reason;
+        const { answeredMs } = clone.value.initialInfo.times!;
+        list.push({ answeredMs, pauseMs: freeze.pauseMs });
+        await clone.value.kill();
+      }
+    }
+    const image = benchImage(MEMORY_MIB).name;
+    const { machine } = (await host.images()).find(({ name }) => name === image)!;
+    const { qemu } = await host.info();
+    return { machine, qemu, firstFork: summariseForks(first), laterFork: summariseForks(later) };
+  } finally {
+    await endHost(host);
+  }
+}
+
+function summariseForks(forks: readonly { answeredMs: number; pauseMs: number }[]) {
+  return {
+    answeredMs: summarise(forks.map(({ answeredMs }) => answeredMs)),
+    pauseMs: summarise(forks.map(({ pauseMs }) => pauseMs)),
+  };
+}
+
+async function measurePlain(
+  options: Omit<PlainQemuOptions, 'incoming'>,
+  bytesPerS: number | undefined,
+  { quiet, options: { quick }, say }: BenchContext,
+): Promise<CopyTimes> {
+  const rounds = quick ? 1 : 5;
+  say(`peer: QEMU alone${bytesPerS === undefined ? '' : ', without its bandwidth limit'}`);
+  await using source = await PlainQemu.start({
+    ...options,
+    folder: path.join(options.folder, 'source'),
+  });
+  await source.booted();
+  await source.startCommand(['perl', '-e', HOLD], '');
+  const rows: { savedMs: number; restoredMs: number; answeredMs: number }[] = [];
+  for (let round = 0; round < rounds; round++) {
+    const file = path.join(options.folder, 'state');
+    await using copy = await PlainQemu.start({
+      ...options,
+      folder: path.join(options.folder, `copy${round}`),
+      incoming: true,
+    });
+    await quiet.wait();
+    const calledAt = performance.now();
+    const since = () => performance.now() - calledAt;
+    await source.save(file, bytesPerS);
+    const savedMs = since();
+    await copy.restore(file);
+    const restoredMs = since();
+    await copy.answered();
+    rows.push({ savedMs, restoredMs, answeredMs: since() });
+    await source.resume();
+    await source.answered();
+    fs.rmSync(file);
+  }
+  return {
+    savedMs: summarise(rows.map(({ savedMs }) => savedMs)),
+    restoredMs: summarise(rows.map(({ restoredMs }) => restoredMs)),
+    answeredMs: summarise(rows.map(({ answeredMs }) => answeredMs)),
+  };
+}
+
+/** As `hold` of forker.pl, which needs an agent. */
+const HOLD = `
+  $| = 1;
+  my $held = '';
+  $held .= "\\1" x (1 << 20) for 1 .. ${USED_MIB};
+  substr $held, $_ * 4096, 4096, pack('V2', 1, $_) x 512 for 0 .. ${USED_MIB} * 256 - 1;
+  print "held\\n";
+  sleep;
+`;
+
+export function checkAlone({ plain, unlimited, firstFork, laterFork }: AloneResult): Check[] {
+  const times = (name: string, peer: CopyTimes, fork: AloneResult['firstFork']) => {
+    const factor = peer.answeredMs.median / fork.answeredMs.median;
+    return atLeast(name, Number(factor.toFixed(1)), 'times', FASTER_TARGET);
+  };
+  return [
+    times('faster than QEMU alone, first fork', plain, firstFork),
+    times('faster than QEMU alone, later forks', plain, laterFork),
+    times('faster than QEMU without its bandwidth limit, later forks', unlimited, laterFork),
+  ];
+}
+
+export function aloneTable(result: AloneResult): string {
+  const peer = (name: string, { savedMs, restoredMs, answeredMs }: CopyTimes) => [
+    name,
+    spread(savedMs),
+    spread(savedMs),
+    spread(restoredMs),
+    spread(answeredMs),
+  ];
+  const fork = (name: string, { answeredMs, pauseMs }: AloneResult['firstFork']) => [
+    name,
+    spread(pauseMs),
+    '',
+    '',
+    spread(answeredMs),
+  ];
+  return table(
+    `A copy of a ${MEMORY_MIB} MiB guest, ${USED_MIB} MiB in use, ms from the call: median (min–max)`,
+    ['how', 'original paused', 'saved', 'restored', 'copy answers'],
+    [
+      peer('QEMU alone', result.plain),
+      peer('QEMU alone, no bandwidth limit', result.unlimited),
+      fork('Snowfork, first fork', result.firstFork),
+      fork('Snowfork, later forks', result.laterFork),
+    ],
+  );
+}

@@ -1,0 +1,23 @@
+// Parts of the agent that a bench uses by themselves, loaded from where the build puts them: the
+// package offers nothing but its program to others.
+
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+import type * as qmp from '../../packages/clone-agent/src/hypervisor/qmp.js';
+import type * as image from '../../packages/clone-agent/src/image/index.js';
+import { projectFolder } from './bench-host.js';
+
+const agentFolder = path.join(projectFolder, 'packages/clone-agent');
+export const guestFolder = path.join(agentFolder, 'guest');
+export const sdkFolder = path.join(projectFolder, 'packages/sdk');
+
+export const { connectQmp } = await part<typeof qmp>('hypervisor/qmp.js');
+export const { hashImage, parseImageFile, parseMemory, prepareImage } =
+  await part<typeof image>('image/index.js');
+
+export type { Qmp } from '../../packages/clone-agent/src/hypervisor/qmp.js';
+export type { PreparedImage } from '../../packages/clone-agent/src/image/index.js';
+
+async function part<T>(file: string): Promise<T> {
+  return (await import(pathToFileURL(path.join(agentFolder, 'dist', file)).href)) as T;
+}

@@ -1,0 +1,223 @@
+// A VM by QEMU alone, with the kernel and the disk of Snowfork's image but without Snowfork: what a
+// user would start by hand. The guest side in it answers through its port as in any guest.
+
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import fs from 'node:fs';
+import net from 'node:net';
+import path from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { encodeFrame, type Frame, FrameReader, FrameType } from '@snowfork/sdk/api';
+import {
+  connectQmp,
+  guestFolder,
+  hashImage,
+  type PreparedImage,
+  parseImageFile,
+  parseMemory,
+  prepareImage,
+  type Qmp,
+  sdkFolder,
+} from './agent-parts.js';
+import { imageFile, stateFolder } from './bench-host.js';
+
+const BOOT_TIMEOUT_MS = 180_000;
+const ANSWER_TIMEOUT_MS = 120_000;
+const MIGRATION_POLL_MS = 5;
+const MIGRATION_TIMEOUT_MS = 300_000;
+
+/** Kernel, initramfs and disk, kept beside the bench's images until the image's file changes. */
+export async function prepareParts(
+  memory: string,
+  say: (words: string) => void,
+): Promise<PreparedImage> {
+  const spec = { ...(await parseImageFile(imageFile)), memoryBytes: parseMemory(memory) };
+  const hash = await hashImage(spec, { guestFolder, sdkFolder });
+  const folder = path.join(stateFolder, 'plain');
+  const description = path.join(folder, 'prepared.json');
+  const kept = readJson(description) as { hash: string; prepared: PreparedImage } | undefined;
+  if (kept?.hash === hash && fs.existsSync(kept.prepared.kernelPath)) return kept.prepared;
+  say('preparing kernel and disk for the plain QEMU');
+  const prepared = await prepareImage({
+    spec,
+    cacheFolder: path.join(stateFolder, 'cache'),
+    workFolder: folder,
+    guestFolder,
+    sdkFolder,
+    onProgress: () => {},
+    signal: new AbortController().signal,
+  });
+  fs.writeFileSync(description, JSON.stringify({ hash, prepared }));
+  return prepared;
+}
+
+function readJson(file: string): unknown {
+  return fs.existsSync(file) ? JSON.parse(fs.readFileSync(file, 'utf8')) : undefined;
+}
+
+export interface PlainQemuOptions {
+  readonly prepared: PreparedImage;
+  readonly binary: string;
+  readonly machineType: string;
+  readonly accelerator: string;
+  readonly cpuModel: string;
+  /** For its sockets. */
+  readonly folder: string;
+  /** Wait for `restore` instead of booting. */
+  readonly incoming?: boolean;
+}
+
+export class PlainQemu {
+  readonly #process: ChildProcess;
+  readonly #qmp: Qmp;
+  readonly #port: GuestPort;
+
+  static async start(options: PlainQemuOptions): Promise<PlainQemu> {
+    fs.mkdirSync(options.folder, { recursive: true });
+    const socket = (name: string) => path.join(options.folder, `${name}.sock`);
+    const qemu = spawn(options.binary, plainArguments(options, socket), {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
+    const ended = new AbortController();
+    qemu.once('exit', (code) => ended.abort(new Error(`the plain QEMU ended with code ${code}`)));
+    const qmp = await connectQmp(socket('qmp'), { signal: ended.signal });
+    return new PlainQemu(qemu, qmp, await GuestPort.connect(socket('port')));
+  }
+
+  private constructor(qemu: ChildProcess, qmp: Qmp, port: GuestPort) {
+    this.#process = qemu;
+    this.#qmp = qmp;
+    this.#port = port;
+  }
+
+  /** Until the guest side says that it is ready. */
+  async booted(): Promise<void> {
+    await this.#port.next((frame) => frame.type === FrameType.hello, BOOT_TIMEOUT_MS);
+  }
+
+  /** Runs a command that ends only with the VM; resolves with its first output. */
+  async startCommand(command: readonly string[], stdin: string): Promise<string> {
+    const strings = ['', String(command.length), ...command, 'LC_ALL=C'];
+    const payload = Buffer.from(strings.map((text) => `${text}\0`).join(''));
+    this.#port.send(encodeFrame(FrameType.exec, COMMAND_STREAM, payload));
+    this.#port.send(encodeFrame(FrameType.stdin, COMMAND_STREAM, Buffer.from(stdin)));
+    const isOutput = ({ type }: Frame) => type === FrameType.stdout || type === FrameType.exit;
+    const { type, payload: output } = await this.#port.next(isOutput, ANSWER_TIMEOUT_MS);
+    if (type === FrameType.exit) throw new Error(`the guest's command ended: ${output}`);
+    return output.toString('utf8');
+  }
+
+  /** `stop` and `migrate` into a file; resolves when all of it is written. */
+  async save(file: string, bytesPerS: number | undefined): Promise<void> {
+    await this.#qmp.execute('stop');
+    if (bytesPerS !== undefined) {
+      await this.#qmp.execute('migrate-set-parameters', { 'max-bandwidth': bytesPerS });
+    }
+    await this.#qmp.execute('migrate', { uri: `exec:cat > ${file}` });
+    await this.#migrated();
+  }
+
+  /** Loads the file and runs on. */
+  async restore(file: string): Promise<void> {
+    await this.#qmp.execute('migrate-incoming', { uri: `exec:cat ${file}` });
+    await this.#migrated();
+    await this.#qmp.execute('cont');
+  }
+
+  async resume(): Promise<void> {
+    await this.#qmp.execute('cont');
+  }
+
+  /** Until the guest side answers. */
+  async answered(): Promise<void> {
+    this.#port.send(encodeFrame(FrameType.ping, 0));
+    await this.#port.next((frame) => frame.type === FrameType.pong, ANSWER_TIMEOUT_MS);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const exited = once(this.#process, 'exit');
+    const isOver = this.#process.exitCode !== null || this.#process.signalCode !== null;
+    this.#process.kill('SIGKILL');
+    if (!isOver) await exited;
+    this.#qmp.close();
+    this.#port.close();
+  }
+
+  /** `query-migrate` as a script would. */
+  async #migrated(): Promise<void> {
+    const deadline = performance.now() + MIGRATION_TIMEOUT_MS;
+    for (;;) {
+      const { status } = (await this.#qmp.execute('query-migrate')) as { status?: string };
+      if (status === 'completed') return;
+      if (status === 'failed' || performance.now() > deadline) {
+        throw new Error(`the migration of the plain QEMU is ${status}`);
+      }
+      await delay(MIGRATION_POLL_MS);
+    }
+  }
+}
+
+const COMMAND_STREAM = 1;
+
+function plainArguments(
+  { prepared, machineType, accelerator, cpuModel, incoming }: PlainQemuOptions,
+  socket: (name: string) => string,
+): string[] {
+  const server = (name: string) => `socket,id=${name},path=${socket(name)},server=on,wait=off`;
+  return [
+    ...['-machine', `${machineType},accel=${accelerator}`, '-cpu', cpuModel, '-smp', '1'],
+    ...['-m', `${prepared.memoryBytes >> 20}M`, '-nodefaults', '-display', 'none', '-no-reboot'],
+    ...['-chardev', server('qmp'), '-mon', 'chardev=qmp,mode=control'],
+    ...['-device', 'virtio-serial-pci', '-chardev', server('port')],
+    ...['-device', 'virtserialport,chardev=port,name=org.snowfork.0'],
+    ...['-drive', `file=${prepared.diskPath},format=raw,if=virtio,readonly=on`],
+    ...['-kernel', prepared.kernelPath, '-initrd', prepared.initrdPath],
+    ...['-append', prepared.commandLine],
+    ...(incoming ? ['-incoming', 'defer'] : []),
+  ];
+}
+
+/** The agent's end of a guest's port, as far as a bench needs it. */
+class GuestPort {
+  readonly #socket: net.Socket;
+  readonly #reader = new FrameReader();
+  readonly #frames: Frame[] = [];
+  #wake: (() => void) | undefined;
+
+  private constructor(socket: net.Socket) {
+    this.#socket = socket;
+    socket.on('error', () => {});
+    socket.on('data', (chunk) => {
+      this.#frames.push(...this.#reader.push(chunk));
+      this.#wake?.();
+    });
+  }
+
+  static async connect(file: string): Promise<GuestPort> {
+    const socket = net.connect(file);
+    await once(socket, 'connect');
+    return new GuestPort(socket);
+  }
+
+  send(frame: Buffer): void {
+    this.#socket.write(frame);
+  }
+
+  close(): void {
+    this.#socket.destroy();
+  }
+
+  /** The next frame that fits; those before it are dropped. */
+  async next(fits: (frame: Frame) => boolean, timeoutMs: number): Promise<Frame> {
+    const timedOut = delay(timeoutMs, true, { ref: false });
+    for (;;) {
+      for (let frame = this.#frames.shift(); frame !== undefined; frame = this.#frames.shift()) {
+        if (fits(frame)) return frame;
+      }
+      const woken = new Promise<false>((resolve) => {
+        this.#wake = () => resolve(false);
+      });
+      if (await Promise.race([woken, timedOut])) throw new Error('the plain guest does not answer');
+    }
+  }
+}
