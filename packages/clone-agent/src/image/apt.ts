@@ -10,23 +10,28 @@ import { run, type StepContext, stepFailed } from './run.js';
 const LISTS_AGE_MS_MAX = 24 * 3_600_000;
 
 export interface Apt {
+  readonly sourcesFolder: string;
   /** The narrowed sources: files that apt and mmdebstrap read. */
   readonly sourceFiles: readonly string[];
   /** Options of apt-get and apt-cache that select the narrowed sources and lists of our own. */
   readonly options: readonly string[];
+  /** Its time is when the lists were fetched. */
   readonly listsStamp: string;
 }
 
-/** @throws SnowforkError SF_IMAGE_BUILD_FAILED when the host has no source of that suite. */
+/**
+ * @param folders the work folder gets the narrowed sources, the cache folder keeps the lists
+ * @throws SnowforkError SF_IMAGE_BUILD_FAILED when the host has no source of that suite.
+ */
 export async function openApt(
   suite: string,
-  cacheFolder: string,
+  folders: { readonly cacheFolder: string; readonly workFolder: string },
   context: StepContext,
 ): Promise<Apt> {
-  const folder = path.join(cacheFolder, 'apt', suite);
-  const parts = path.join(folder, 'sources');
-  await fs.rm(parts, { recursive: true, force: true });
-  for (const name of ['sources', 'lists/partial', 'cache/archives/partial']) {
+  const folder = path.join(folders.cacheFolder, 'apt', suite);
+  const parts = path.join(folders.workFolder, 'sources');
+  await fs.mkdir(parts, { recursive: true });
+  for (const name of ['lists/partial', 'cache/archives/partial']) {
     await fs.mkdir(path.join(folder, name), { recursive: true });
   }
   await fs.writeFile(path.join(folder, 'status'), '');
@@ -45,6 +50,7 @@ export async function openApt(
     throw stepFailed(context, `no apt source of this host has Debian's suite ${suite}: ${fix}`);
   }
   return {
+    sourcesFolder: parts,
     sourceFiles,
     options: aptOptions(folder, parts),
     listsStamp: path.join(folder, 'fetched'),

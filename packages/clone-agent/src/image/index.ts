@@ -82,14 +82,16 @@ export async function prepareImage(options: PrepareOptions): Promise<PreparedIma
 const REMOVAL = { recursive: true, force: true, maxRetries: 10, retryDelay: 50 } as const;
 
 async function prepare(options: PrepareOptions): Promise<PreparedImage> {
-  const { spec, cacheFolder, workFolder, guestFolder } = options;
+  const { spec, workFolder, guestFolder } = options;
   const root = path.join(workFolder, 'root');
   const temporaryFolder = path.join(workFolder, 'tmp');
   const step = <T>(name: PrepareStep, work: (context: StepContext) => Promise<T>): Promise<T> =>
     runStep(options, name, work);
 
-  const apt = await step('kernel', (context) => openApt(spec.base, cacheFolder, context));
-  const kernel = await step('kernel', (context) => prepareKernel(apt, cacheFolder, context));
+  const apt = await step('kernel', (context) => openApt(spec.base, options, context));
+  const kernel = await step('kernel', (context) =>
+    prepareKernel(apt, options.cacheFolder, context),
+  );
   const sdk = hasNode(spec)
     ? await step('guest', (context) => findGuestSdk(options.sdkFolder, context))
     : undefined;
@@ -103,8 +105,7 @@ async function prepare(options: PrepareOptions): Promise<PreparedImage> {
   await step('files', (context) => copyFiles(spec, root, context));
   await step('commands', (context) => runCommands(spec, root, context));
   const packed = await pack(step, { kernel, root, workFolder, guestFolder });
-  await fs.rm(root, REMOVAL);
-  await fs.rm(temporaryFolder, REMOVAL);
+  for (const folder of [root, temporaryFolder, apt.sourcesFolder]) await fs.rm(folder, REMOVAL);
   return {
     ...packed,
     kernelPath: kernel.path,
@@ -159,4 +160,14 @@ const COMMAND_LINE = [
   // One guest is one domain of trust; the border is the VM. Page table isolation would flush QEMU's
   // translations at each system call.
   'mitigations=off',
+  // For the same reason pages are not filled with zeros before something else is read into them:
+  // in a clone each page that is written is one more of its own.
+  'init_on_alloc=0',
+  // A VM that was stopped, or whose processor waits for a page, is not locked up.
+  'nowatchdog',
+  'rcupdate.rcu_cpu_stall_suppress=1',
+  // With a processor that other VMs keep busy, comparing timers says nothing: not to find that
+  // interrupts do not work (and panic), nor that the TSC is unstable (and use a slow clock instead).
+  'no_timer_check',
+  'tsc=reliable',
 ];

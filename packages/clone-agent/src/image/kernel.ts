@@ -18,8 +18,26 @@ export interface Kernel {
   readonly modulesFolder: string;
 }
 
+/** Builds going on at the same time share the lists and the kernels: one after the other. */
+const turns = new Map<string, Promise<unknown>>();
+
 /** The newest kernel of the suite, from the cache if it is there. */
-export async function prepareKernel(
+export function prepareKernel(
+  apt: Apt,
+  cacheFolder: string,
+  context: StepContext,
+): Promise<Kernel> {
+  const before = turns.get(cacheFolder) ?? Promise.resolve();
+  const turn = before.then(() => findOrFetchKernel(apt, cacheFolder, context));
+  // A build that fails does not fail the next.
+  turns.set(
+    cacheFolder,
+    turn.catch(() => undefined),
+  );
+  return turn;
+}
+
+async function findOrFetchKernel(
   apt: Apt,
   cacheFolder: string,
   context: StepContext,
@@ -73,8 +91,9 @@ async function fetchKernel(
 ): Promise<void> {
   const folder = folderOf(cacheFolder, newest);
   // Renamed when all is there: who looks for it finds a whole kernel or none.
-  const building = `${folder}.${process.pid}`;
+  const building = `${folder}.new`;
   const unpacked = path.join(building, 'unpacked');
+  await fs.rm(building, { recursive: true, force: true });
   await fs.mkdir(unpacked, { recursive: true });
   try {
     context.onProgress(context.step, `fetching ${newest.package} ${newest.version}`);

@@ -19,6 +19,10 @@ const FOLDERS_EMPTIED = [
   ...['var/lib/apt/lists', 'var/cache/apt', 'var/cache/debconf', 'var/cache/ldconfig'],
   ...['doc', 'man', 'info', 'locale', 'lintian', 'doc-base'].map((name) => `usr/share/${name}`),
 ];
+/** Debian has commands of its own; these it lacks at first, or busybox's init alone answers to them. */
+const DEBIAN_APPLETS = new Set(
+  ['poweroff', 'reboot', 'halt'].concat(['ps', 'free', 'top', 'less', 'vi', 'ping', 'wget']),
+);
 /** The guest side's files: name in the guest folder, place in the guest. */
 export const GUEST_FILES = {
   'sf-guestd': '/usr/lib/snowfork/sf-guestd',
@@ -108,7 +112,7 @@ export async function runCommands(
 ): Promise<void> {
   for (const command of spec.commands) {
     context.onProgress(context.step, command);
-    await runInRoot(root, ['/bin/sh', '-ec', command], context);
+    await runInRoot(root, ['/bin/sh', '-ec', command], context, `the command "${command}"`);
   }
 }
 
@@ -117,6 +121,7 @@ export async function runInRoot(
   root: string,
   command: readonly [string, ...string[]],
   context: StepContext,
+  label: string = command[0],
 ): Promise<string> {
   const environment: Record<string, string> = {
     PATH: GUEST_PATH,
@@ -129,7 +134,7 @@ export async function runInRoot(
     if (value !== undefined) environment[name] = value;
   }
   return await runConfined(command, context, {
-    ...{ root, environment, onlyEnvironment: true },
+    ...{ root, environment, onlyEnvironment: true, label },
     onLine: (line) => context.onProgress(context.step, line),
   });
 }
@@ -183,11 +188,9 @@ const LINKS_MAX = 40;
 async function linkApplets(spec: ImageSpec, root: string, context: StepContext): Promise<void> {
   const busybox = await resolveInside(root, '/bin/busybox');
   const applets = (await run(busybox, ['--list-full'], context)).split('\n').filter(Boolean);
-  // Debian has commands of its own; of busybox's only those that its own `init` answers to.
-  const ofInit = ['poweroff', 'reboot', 'halt'];
   for (const applet of applets) {
     const name = path.basename(applet);
-    if (spec.system === 'debian' && !ofInit.includes(name)) continue;
+    if (spec.system === 'debian' && !DEBIAN_APPLETS.has(name)) continue;
     const link = path.join(await resolveInside(root, path.dirname(applet)), name);
     await fs.mkdir(path.dirname(link), { recursive: true });
     await fs.symlink('/bin/busybox', link).catch((error: NodeJS.ErrnoException) => {
