@@ -44,7 +44,8 @@ export function decodePageMap(encoded: Buffer): PageMap {
   const pages = encoded.readUInt32LE(OFFSET.pages);
   const layerCount = encoded.readUInt32LE(OFFSET.layers);
   if (pages > PAGES_MAX || layerCount > LAYERS_MAX) throw new PageMapError('page map too large');
-  if (encoded.readUInt32LE(OFFSET.reserved) !== 0) throw new PageMapError('reserved field not zero');
+  if (encoded.readUInt32LE(OFFSET.reserved) !== 0)
+    throw new PageMapError('reserved field not zero');
   if (encoded.length !== HEADER_BYTES + pages * 2) throw new PageMapError('page map cut short');
   const entries = new Uint16Array(pages);
   Buffer.from(entries.buffer).set(encoded.subarray(HEADER_BYTES));

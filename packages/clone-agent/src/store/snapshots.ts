@@ -353,9 +353,10 @@ export class SnapshotStore {
   #delete(snapshot: Snapshot): void {
     const { id, objects } = snapshot.file;
     this.#snapshots.delete(id);
-    this.#events.dropped(id);
     if (snapshot.persistent) fs.rmSync(path.join(this.#state.runSnapshots, id), { force: true });
     fs.rmSync(snapshot.folder, { recursive: true, force: true });
+    // After the folder: the pager would find it again.
+    this.#events.dropped(id);
     const needed = this.#neededLayers();
     const own = objects.flatMap((object) => ('layers' in object ? object.layers : []));
     for (const layer of own) if (!needed.has(layer)) this.#deleteLayer(layer);

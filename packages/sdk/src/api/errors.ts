@@ -159,12 +159,16 @@ export class SnowforkError extends Error {
 
   /** The inverse of `toJSON`; an unknown code (a newer peer's) becomes SF_INTERNAL. */
   static fromJSON(json: unknown): SnowforkError {
-    const fields = typeof json === 'object' && json !== null ? (json as Record<string, unknown>) : {};
+    const fields =
+      typeof json === 'object' && json !== null ? (json as Record<string, unknown>) : {};
     const known = typeof fields.code === 'string' && Object.hasOwn(errorRegistry, fields.code);
-    const details = typeof fields.details === 'object' && fields.details !== null ? fields.details : {};
+    const details =
+      typeof fields.details === 'object' && fields.details !== null ? fields.details : {};
     return new SnowforkError(
       known ? (fields.code as ErrorCode) : 'SF_INTERNAL',
-      typeof fields.message === 'string' ? fields.message : `unreadable error: ${JSON.stringify(json)}`,
+      typeof fields.message === 'string'
+        ? fields.message
+        : `unreadable error: ${JSON.stringify(json)}`,
       { details: details as Record<string, unknown> },
     );
   }

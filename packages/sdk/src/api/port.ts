@@ -140,7 +140,8 @@ export class FrameReader {
 
   /** The frames that `chunk` completes. @throws FrameError when the bytes are no frame. */
   push(chunk: Uint8Array): Frame[] {
-    let bytes = this.#pending.length === 0 ? Buffer.from(chunk) : Buffer.concat([this.#pending, chunk]);
+    let bytes =
+      this.#pending.length === 0 ? Buffer.from(chunk) : Buffer.concat([this.#pending, chunk]);
     const frames: Frame[] = [];
     while (bytes.length >= FRAME_HEADER_BYTES) {
       const length = bytes.readUInt32LE(OFFSET.length);
@@ -149,7 +150,8 @@ export class FrameReader {
       if (length > FRAME_PAYLOAD_BYTES_MAX) throw new FrameError(`frame of ${length} bytes`);
       if (!knownTypes.has(type)) throw new FrameError(`unknown frame type ${type}`);
       if ((flags & ~FLAGS_ALL) !== 0) throw new FrameError(`unknown frame flags ${flags}`);
-      if (bytes.readUInt16LE(OFFSET.reserved) !== 0) throw new FrameError('reserved field not zero');
+      if (bytes.readUInt16LE(OFFSET.reserved) !== 0)
+        throw new FrameError('reserved field not zero');
       const end = FRAME_HEADER_BYTES + length;
       if (bytes.length < end) break;
       frames.push({
@@ -182,7 +184,8 @@ export class MessageAssembler {
     }
     if (frame.payload.length === 0) throw new FrameError('empty frame in a longer message');
     this.#bytes += frame.payload.length;
-    if (this.#bytes > 2 * MESSAGE_BYTES_MAX) throw new FrameError('messages under way are too large');
+    if (this.#bytes > 2 * MESSAGE_BYTES_MAX)
+      throw new FrameError('messages under way are too large');
     if (parts === undefined) this.#parts.set(key, [frame.payload]);
     else parts.push(frame.payload);
     return undefined;

@@ -156,8 +156,18 @@ export type VmInfo = z.infer<typeof vmSchema>;
 /** What became of one slot of a ticket. */
 export const slotSchema = z.discriminatedUnion('status', [
   z.object({ cloneId: z.number().int(), vm: id.optional(), status: z.literal('running') }),
-  z.object({ cloneId: z.number().int(), vm: id.optional(), status: z.literal('exited'), value: z.unknown() }),
-  z.object({ cloneId: z.number().int(), vm: id.optional(), status: z.literal('lost'), reason: z.string() }),
+  z.object({
+    cloneId: z.number().int(),
+    vm: id.optional(),
+    status: z.literal('exited'),
+    value: z.unknown(),
+  }),
+  z.object({
+    cloneId: z.number().int(),
+    vm: id.optional(),
+    status: z.literal('lost'),
+    reason: z.string(),
+  }),
 ]);
 export type Slot = z.infer<typeof slotSchema>;
 
@@ -192,7 +202,10 @@ export const forkRequestSchema = z.strictObject({ clones: count });
 export const createClonesRequestSchema = z.strictObject({ clones: count });
 export const joinRequestSchema = z.strictObject({ timeoutMs: ms.optional() });
 export const joinResultSchema = z.object({ slots: z.array(slotSchema) });
-export const checkpointResultSchema = z.object({ snapshot: snapshotSchema, freeze: freezeTimesSchema });
+export const checkpointResultSchema = z.object({
+  snapshot: snapshotSchema,
+  freeze: freezeTimesSchema,
+});
 export type CheckpointResult = z.infer<typeof checkpointResultSchema>;
 
 export const buildRequestSchema = z.strictObject({

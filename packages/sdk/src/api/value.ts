@@ -72,7 +72,8 @@ function assertEncodable(value: unknown, depth: number): void {
   if (value instanceof Error || value instanceof Promise || value instanceof WeakMap) {
     throw unencodable(value.constructor.name);
   }
-  const items = value instanceof Map || value instanceof Set ? value.values() : Object.values(value);
+  const items =
+    value instanceof Map || value instanceof Set ? value.values() : Object.values(value);
   for (const item of items) assertEncodable(item, depth + 1);
 }
 
