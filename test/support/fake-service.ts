@@ -109,6 +109,7 @@ export class FakeService implements AgentService {
             localPages: 4,
             refusedReads: 5,
             storedPages: 6,
+            replayedPages: 7,
           },
         ],
         latencyUsBuckets: [0, 1, 2],
