@@ -77,7 +77,7 @@ kernel/char/qemu-fw-cfg.ko.xz:
 `;
 
   it('loads what a module needs before it, each once', () => {
-    const order = orderModules(['virtio', 'virtio_blk', 'qemu_fw_cfg'], dependencies, '');
+    const order = orderModules(['virtio_blk', 'virtio', 'qemu_fw_cfg'], dependencies, '');
     expect(order).toEqual({
       load: [
         'kernel/virtio/virtio_ring.ko',

@@ -1,4 +1,3 @@
-#!/usr/bin/env node
 // The `sf` command. Everything is in `run.ts`, so that tests and the reference can have it without
 // a process.
 
