@@ -86,11 +86,11 @@ sub info ($=) {
 
 sub fork_vm ($clones) {
     my $answer = ask('fork', "\x81" . encode_text('clones') . pack 'C n', 0xcd, $clones);
+    ask('info', "\x80");
     # `{ id, result: { id: K, ticket: { id: TEXT, … } } }` as MessagePack, in the agent's order.
     my ($id, $ticket) =
         $answer =~ /\xa6result.{1,3}\xa2id(.{1,3})\xa6ticket.{1,3}\xa2id[\xa0-\xbf]([a-z]+\d+)/s
         or die "an answer that is not understood\n";
-    info();
     sleep while $id ne "\0";
     return $ticket;
 }
@@ -113,7 +113,7 @@ sub ask ($method, $params) {
     syswrite $socket, pack(HEADER, length $request, REQUEST, 0, 0, 0) . $request;
     my ($length) = unpack HEADER, read_exactly(HEADER_BYTES);
     my $answer = read_exactly($length);
-    die "$1\n" if $answer =~ /\xa5error(.*)/s;
+    die "$answer\n" if index($answer, "\xa5error") >= 0;
     return $answer;
 }
 

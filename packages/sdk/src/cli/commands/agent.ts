@@ -152,7 +152,7 @@ function printHost(output: Output, { memory, pool, pager }: HostStats): void {
   if (pager.objects.length === 0) return;
   output.line('');
   output.table(
-    ['OBJECT', 'READS', 'ZERO PAGES', 'LOCAL PAGES', 'REFUSED', 'STORED'],
+    ['OBJECT', 'READS', 'ZERO PAGES', 'LOCAL PAGES', 'REFUSED', 'FRESH', 'REPLAYED'],
     pager.objects.map((object) => [
       `${object.snapshot}/${object.object}`,
       String(object.reads),
@@ -160,6 +160,7 @@ function printHost(output: Output, { memory, pool, pager }: HostStats): void {
       String(object.localPages),
       String(object.refusedReads),
       String(object.storedPages),
+      String(object.replayedPages),
     ]),
   );
 }
