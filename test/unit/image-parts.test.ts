@@ -1,5 +1,5 @@
-// The parts of a build that need neither root nor a network: apt sources, the order of modules, links
-// in a root file system, imports of the guest SDK, child processes.
+// The parts of a build that need neither root nor a network: apt sources, the order of modules,
+// links in a root file system, imports of the guest SDK, child processes.
 
 import fs from 'node:fs';
 import os from 'node:os';
@@ -146,8 +146,7 @@ describe('run', () => {
   });
 
   it('tells the step and the last lines of both outputs', async () => {
-    const script =
-      'i=0; while [ $i -lt 50 ]; do i=$((i+1)); echo line $i; done; sleep 0.1; echo bad >&2; exit 7';
+    const script = 'for i in $(seq 50); do echo line $i; done; sleep 0.1; echo bad >&2; exit 7';
     const error = await failure('sh', ['-c', script]);
     expect(error?.code).toBe('SF_IMAGE_BUILD_FAILED');
     expect(error?.message).toMatch(/^step "test" failed: sh ended with code 7\n {2}line 22\n/);

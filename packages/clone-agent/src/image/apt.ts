@@ -1,6 +1,7 @@
-// Where Debian packages come from: the apt sources of this host, narrowed to one suite, so that the
-// project names no mirror. Keeps lists of packages of its own in the cache folder (the host's may be
-// empty or of another suite) and never touches the host's. Called by `kernel.ts` and `root.ts`.
+// Where Debian packages come from: the apt sources of this host, narrowed to one suite, so that
+// the project names no mirror. Keeps lists of packages of its own in the cache folder (the host's
+// may be empty or of another suite) and never touches the host's. Called by `kernel.ts` and
+// `root.ts`.
 
 import fs from 'node:fs/promises';
 import path from 'node:path';

@@ -1,15 +1,16 @@
-// The cpio archive ("newc") that the kernel unpacks as initramfs. Nothing here touches a file; called
-// by `initramfs.ts`. One entry after the other, each padded to 4 bytes, the last named TRAILER!!!:
+// The cpio archive ("newc") that the kernel unpacks as initramfs. Nothing here touches a file;
+// called by `initramfs.ts`. One entry after the other, each padded to 4 bytes, the last named
+// TRAILER!!!:
 //
-//    0      6    14    22   30   38    46     54    62    70    78    86    94    102   110
-//   +------+-----+-----+----+----+-----+------+-----+-----+-----+-----+-----+-----+-----+------+------+
-//   |070701| ino |mode |uid |gid |links|mtime |size |device     |device node|name |check| name | data |
-//   |      |     |     |    |    |     |      |     |major|minor|major|minor|bytes|  0  |\0 pad| pad  |
-//   +------+-----+-----+----+----+-----+------+-----+-----+-----+-----+-----+-----+-----+------+------+
+//  0      6   14   22  30  38    46    54   62      70    78      86    94   102   110
+//  +------+---+----+---+---+-----+-----+----+-------+-----+-------+-----+----+-----+------+------+
+//  |070701|ino|mode|uid|gid|links|mtime|size|    device   | device node |name|check| name | data |
+//  |      |   |    |   |   |     |     |    | major |minor| major |minor|len |  0  | \0   |      |
+//  +------+---+----+---+---+-----+-----+----+-------+-----+-------+-----+----+-----+------+------+
 //
-// All numbers are 8 hexadecimal digits; `name bytes` counts the NUL. Owner and times are 0, so that
-// the same entries always give the same bytes. See the kernel's
-// Documentation/driver-api/early-userspace/buffer-format.rst.
+// All numbers are 8 hexadecimal digits; the length of the name counts its NUL. After name and data
+// stands padding. Owner and times are 0, so that the same entries always give the same bytes. See
+// the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
 
 import assert from 'node:assert';
 

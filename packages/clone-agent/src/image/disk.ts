@@ -8,9 +8,9 @@ const PAGE_BYTES = 4096;
 /** All times in the image, so that the same content gives the same file: 2020-01-01 00:00 UTC. */
 const TIME_S = 1_577_836_800;
 /**
- * Cheap to undo, as under TCG every clone undoes it in translated code. Tried with the image `node` (232 MB):
- * lz4 92 MB and the quickest guest; zstd 68 MB, reading all files takes half as long again; not
- * compressed 223 MB, and slower than lz4, as more blocks are read.
+ * Cheap to undo, as under TCG every clone undoes it in translated code. Tried with the image
+ * `node` (232 MB): lz4 92 MB and the quickest guest; zstd 68 MB, reading all files takes half as
+ * long again; not compressed 223 MB, and slower than lz4, as more blocks are read.
  */
 const PACKING = ['-comp', 'lz4', '-Xhc'];
 

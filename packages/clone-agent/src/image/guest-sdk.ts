@@ -1,5 +1,5 @@
-// The guest SDK in an image: the compiled files that `@snowfork/sdk/guest` needs and the packages that
-// these import, put into /node_modules, where every script of the guest finds them. Called by
+// The guest SDK in an image: the compiled files that `@snowfork/sdk/guest` needs and the packages
+// that these import, put into /node_modules, where every script of the guest finds them. Called by
 // `index.ts` for images with Node.
 
 import fs from 'node:fs/promises';

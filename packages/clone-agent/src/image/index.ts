@@ -1,6 +1,6 @@
-// What an image is made of, before it boots: kernel, initramfs, root file system, command line. Called
-// by the agent, which then boots QEMU with it, waits for the guest and freezes it. Never starts a VM
-// and never writes outside the work folder and the cache folder.
+// What an image is made of, before it boots: kernel, initramfs, root file system, command line.
+// Called by the agent, which then boots QEMU with it, waits for the guest and freezes it. Never
+// starts a VM and never writes outside the work folder and the cache folder.
 
 import fs from 'node:fs/promises';
 import path from 'node:path';
@@ -61,8 +61,8 @@ export type PrepareStep =
   | 'initramfs';
 
 /**
- * @throws SnowforkError SF_IMAGE_BUILD_FAILED naming the step with the end of its output, SF_ABORTED,
- * SF_PERMISSION. Then the work folder is gone; the cache folder holds whole things only.
+ * @throws SnowforkError SF_IMAGE_BUILD_FAILED naming the step with the end of its output,
+ * SF_ABORTED, SF_PERMISSION. Then the work folder is gone; the cache folder holds whole things only.
  */
 export async function prepareImage(options: PrepareOptions): Promise<PreparedImage> {
   if (process.getuid?.() !== 0) {
@@ -167,7 +167,8 @@ const COMMAND_LINE = [
   'nowatchdog',
   'rcupdate.rcu_cpu_stall_suppress=1',
   // With a processor that other VMs keep busy, comparing timers says nothing: not to find that
-  // interrupts do not work (and panic), nor that the TSC is unstable (and use a slow clock instead).
+  // interrupts do not work (and panic), nor that the TSC is unstable (and use a slow clock
+  // instead).
   'no_timer_check',
   'tsc=reliable',
 ];

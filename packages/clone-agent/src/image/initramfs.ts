@@ -1,5 +1,6 @@
-// The initramfs: busybox, the kernel modules that reach the disk and the port, and `init-initramfs`,
-// which mounts the disk and hands over to the guest's init. Called by `index.ts`.
+// The initramfs: busybox, the kernel modules that reach the disk and the port, and
+// `init-initramfs`, which mounts the disk and hands over to the guest's init. Called by
+// `index.ts`.
 
 import fs from 'node:fs/promises';
 import path from 'node:path';

@@ -1,5 +1,5 @@
-// Which kernel modules must be loaded, and in which order: reads what depmod wrote. Touches no file;
-// called by `initramfs.ts`.
+// Which kernel modules must be loaded, and in which order: reads what depmod wrote. Touches no
+// file; called by `initramfs.ts`.
 
 /** A path below `lib/modules/<release>`: `kernel/fs/squashfs/squashfs.ko`. */
 export type ModulePath = string;

@@ -19,7 +19,7 @@ const FOLDERS_EMPTIED = [
   ...['var/lib/apt/lists', 'var/cache/apt', 'var/cache/debconf', 'var/cache/ldconfig'],
   ...['doc', 'man', 'info', 'locale', 'lintian', 'doc-base'].map((name) => `usr/share/${name}`),
 ];
-/** Debian has commands of its own; these it lacks at first, or busybox's init alone answers to them. */
+/** Debian has commands of its own; these it lacks, or busybox's init alone answers to them. */
 const DEBIAN_APPLETS = new Set(
   ['poweroff', 'reboot', 'halt'].concat(['ps', 'free', 'top', 'less', 'vi', 'ping', 'wget']),
 );

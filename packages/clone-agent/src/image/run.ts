@@ -1,5 +1,6 @@
-// Child processes of an image build: asynchronous, without a shell, killed with all they started when
-// the build is given up. Never decides what to run; called by the steps (`kernel.ts`, `root.ts` …).
+// Child processes of an image build: asynchronous, without a shell, killed with all they started
+// when the build is given up. Never decides what to run; called by the steps (`kernel.ts`,
+// `root.ts` …).
 
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
@@ -112,9 +113,9 @@ export function aborted({ step }: Pick<StepContext, 'step'>): SnowforkError {
 }
 
 /**
- * Runs a command so that nothing of it is left when it ends or is killed: in namespaces of its own for
- * processes (the kernel ends them with the first) and for mounts. With `root` the command sees that
- * folder as the whole file system.
+ * Runs a command so that nothing of it is left when it ends or is killed: in namespaces of its own
+ * for processes (the kernel ends them with the first) and for mounts. With `root` the command sees
+ * that folder as the whole file system.
  */
 export function runConfined(
   command: readonly [string, ...string[]],

@@ -1,5 +1,6 @@
-// What an image is made of, as its declared file says it (`images/<name>.yaml`): reads the file, checks
-// every key, resolves paths and units. Never builds anything; called by the agent and by the tests.
+// What an image is made of, as its declared file says it (`images/<name>.yaml`): reads the file,
+// checks every key, resolves paths and units. Never builds anything; called by the agent and by
+// the tests.
 
 import fs from 'node:fs/promises';
 import path from 'node:path';
@@ -18,7 +19,7 @@ const MODE_DEFAULT = '0644';
 const MEMORY_HELP = 'an amount of memory such as `256M` or `2G`, from 64M to 1024G';
 const VCPUS_HELP = `a whole number from 1 to ${VCPUS_MAX}`;
 
-/** A file that is put into the root file system: of the host's (a folder with all in it), or a text. */
+/** What is put into the root file system: a file or folder of the host's, or a text. */
 export type ImageFile =
   | { readonly target: string; readonly source: string; readonly mode?: number }
   | { readonly target: string; readonly text: string; readonly mode: number };
