@@ -62,7 +62,8 @@ export type PrepareStep =
 
 /**
  * @throws SnowforkError SF_IMAGE_BUILD_FAILED naming the step with the end of its output,
- * SF_ABORTED, SF_PERMISSION. Then the work folder is gone; the cache folder holds whole things only.
+ * SF_ABORTED, SF_PERMISSION. Then the work folder is gone; the cache folder holds
+ * whole things only.
  */
 export async function prepareImage(options: PrepareOptions): Promise<PreparedImage> {
   if (process.getuid?.() !== 0) {
