@@ -301,6 +301,7 @@ async function cleanUp(state: StateFolder, journal: ProcessJournal, log: Logger)
   await unmountAll(state.mount);
   await unmountAll(state.run);
   fs.rmSync(state.socket, { force: true });
+  Images.removeHalfBuilt(state);
 }
 
 function decodeEnd(end: RawEnd): End {

@@ -37,6 +37,9 @@ const BOOT_TIMEOUT_MS = 180_000;
 /** How much of the console a failed build shows. */
 const CONSOLE_LINES_SHOWN = 30;
 
+/** In the cache folder. */
+const WORK_FOLDER_PREFIX = 'build-';
+
 const imageFileSchema = imageSchema.extend({ hash: z.string() });
 type ImageFile = z.infer<typeof imageFileSchema>;
 
@@ -66,6 +69,15 @@ export class Images {
   /** Reads which images there are; returns the snapshots that they name. */
   static namedSnapshots(state: StateFolder): Set<string> {
     return new Set(readImageFiles(state).map((image) => image.snapshot));
+  }
+
+  /** What builds left that were cut off with their agent. */
+  static removeHalfBuilt(state: StateFolder): void {
+    if (!fs.existsSync(state.cache)) return;
+    for (const name of fs.readdirSync(state.cache)) {
+      if (!name.startsWith(WORK_FOLDER_PREFIX)) continue;
+      fs.rmSync(path.join(state.cache, name), { recursive: true, force: true });
+    }
   }
 
   load(): void {
@@ -144,7 +156,7 @@ export class Images {
     if (old?.hash === hash && request.force !== true) {
       return { image: imageSchema.parse(old), unchanged: true };
     }
-    const workFolder = fs.mkdtempSync(path.join(state.cache, `build-${name}-`));
+    const workFolder = fs.mkdtempSync(path.join(state.cache, `${WORK_FOLDER_PREFIX}${name}-`));
     try {
       const prepared = await prepareImage({
         spec,
