@@ -8,6 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { PAGE_BYTES } from '@snowfork/memserver';
 import {
   type BuildProgress,
+  type BuildRequest,
   type BuildResult,
   type ImageInfo,
   imageSchema,
@@ -111,12 +112,7 @@ export class Images {
    * @throws SnowforkError SF_BAD_REQUEST, SF_IMAGE_BUILD_FAILED, SF_ABORTED.
    */
   async build(
-    request: {
-      name: string;
-      file: string;
-      memory?: string | undefined;
-      force?: boolean | undefined;
-    },
+    request: BuildRequest,
     onProgress: (progress: BuildProgress) => void,
     signal: AbortSignal,
   ): Promise<BuildResult> {
@@ -136,12 +132,7 @@ export class Images {
   }
 
   async #build(
-    request: {
-      name: string;
-      file: string;
-      memory?: string | undefined;
-      force?: boolean | undefined;
-    },
+    request: BuildRequest,
     progress: (step: string, message: string) => void,
     signal: AbortSignal,
   ): Promise<BuildResult> {

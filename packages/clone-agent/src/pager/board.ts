@@ -11,13 +11,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
 import type { SharedObject } from './served-object.js';
-
-/** Two, so that a READ of a megabyte stops nobody; a third gave nothing on 2 cores. */
-export const SERVING_THREADS = 2;
-export const STORE_THREAD = SERVING_THREADS;
-export const MAIN_THREAD = SERVING_THREADS + 1;
-/** Indices of threads are 0 to THREADS − 1. */
-export const THREADS = SERVING_THREADS + 2;
+import { MAIN_THREAD, THREADS } from './thread-data.js';
 
 /** What the main thread tells the others. */
 export type Bulletin =

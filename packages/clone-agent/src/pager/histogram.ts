@@ -2,7 +2,7 @@
 // 2^b µs (and not less than half of that). One row per thread in memory that all threads share, so
 // that counting costs no lock.
 
-import { THREADS } from './board.js';
+import { THREADS } from './thread-data.js';
 
 /** The last bucket holds all that took longer than about 34 s. */
 export const LATENCY_BUCKETS = 26;

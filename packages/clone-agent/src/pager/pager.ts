@@ -4,7 +4,6 @@
 
 import fs from 'node:fs';
 import { z } from 'zod';
-import { MAIN_THREAD } from './board.js';
 import type { Command } from './control.js';
 import { DeferredReads } from './deferred-reads.js';
 import { Filesystem } from './filesystem.js';
@@ -24,6 +23,7 @@ import { PageServer } from './page-server.js';
 import { Counter, ServedObject } from './served-object.js';
 import { errorCode, FuseReplies } from './session.js';
 import { StoreRequests } from './stores.js';
+import { MAIN_THREAD } from './thread-data.js';
 import { Threads } from './threads.js';
 
 const snapshotArgument = z.object({ snapshot: z.string() });

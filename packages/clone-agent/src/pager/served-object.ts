@@ -3,8 +3,8 @@
 // by the registry on the main thread, published to the others, used by all.
 
 import { type Layer, PAGE_BYTES, PagedObject } from '@snowfork/memserver';
-import { THREADS } from './board.js';
 import { newPushWindowsMemory, PushWindows, type PushWindowsMemory } from './push-windows.js';
+import { THREADS } from './thread-data.js';
 
 /** The object that a VM maps as its memory; the others are disks. */
 const MEMORY_OBJECT = 'ram';

@@ -8,7 +8,7 @@
 //        | signal  | head | tail | dropped | RING_JOBS × (node low, high, page, count) |
 //        +---------+------+------+---------+------------------------------------------+
 
-import { THREADS } from './board.js';
+import { THREADS } from './thread-data.js';
 
 export const RING_JOBS = 256;
 

@@ -1,7 +1,14 @@
-// What the main thread of the pager hands to its worker threads when it starts them, and the words
-// that they send back. Types only.
+// Which threads the pager has, what its main thread hands to the others when it starts them, and the
+// words that they send back.
 
 import type { MessagePort } from 'node:worker_threads';
+
+/** Two, so that a READ of a megabyte stops nobody; a third gave nothing on 2 cores. */
+export const SERVING_THREADS = 2;
+export const STORE_THREAD = SERVING_THREADS;
+export const MAIN_THREAD = SERVING_THREADS + 1;
+/** Indices of threads are 0 to THREADS − 1. */
+export const THREADS = SERVING_THREADS + 2;
 
 export interface ThreadData {
   readonly fuseDescriptor: number;

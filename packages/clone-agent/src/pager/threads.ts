@@ -2,11 +2,11 @@
 // thread to speak to all of them; what they say comes back as events.
 
 import { MessageChannel, Worker } from 'node:worker_threads';
-import { Board, newBoardMemory, SERVING_THREADS, STORE_THREAD } from './board.js';
+import { Board, newBoardMemory } from './board.js';
 import { latencyBuckets, newHistogramMemory } from './histogram.js';
 import type { SharedObject } from './served-object.js';
 import { droppedStores, newStoreQueueMemory, StoreRequests } from './stores.js';
-import type { ThreadData, ThreadWord } from './thread-data.js';
+import { SERVING_THREADS, STORE_THREAD, type ThreadData, type ThreadWord } from './thread-data.js';
 
 /** The kernel waits for nobody here; a page whose READ is never answered would block it, though. */
 const TELL_DEADLINE_MS = 2000;

@@ -217,6 +217,7 @@ export const buildRequestSchema = z.strictObject({
   /** Build even when nothing changed. */
   force: z.boolean().optional(),
 });
+export type BuildRequest = z.infer<typeof buildRequestSchema>;
 /** Sent while an image is built, as server-sent events named `progress`; then `done` or `error`. */
 export const buildProgressSchema = z.object({
   step: z.string(),
