@@ -6,6 +6,7 @@ import {
   type BuildProgress,
   type BuildResult,
   type CheckpointResult,
+  type DoctorReport,
   type End,
   type ErrorCode,
   type ExecExit,
@@ -59,6 +60,7 @@ export class FakeService implements AgentService {
   readonly logFeed = new FakeFeed('guest side: ready\n');
   typed = Buffer.alloc(0);
   slots: Slot[] = [];
+  checks: DoctorReport['checks'] = [{ name: 'qemu', status: 'ok', message: '7.2.22' }];
   /** Takes the place of the next answer of any of the calls that can fail. */
   failNext: unknown;
 
@@ -85,6 +87,11 @@ export class FakeService implements AgentService {
       qemu: { path: '/usr/bin/qemu-system-x86_64', version: '7.2.22', accelerator: 'tcg' },
       vms: this.vms(false).length,
     };
+  }
+
+  async doctor(): Promise<DoctorReport> {
+    this.#failIfAsked();
+    return { checks: this.checks };
   }
 
   async stats(): Promise<HostStats> {

@@ -7,8 +7,10 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import {
   type BuildProgress,
+  type BuildRequest,
   type BuildResult,
   type CheckpointResult,
+  type DoctorReport,
   decodeValue,
   type End,
   type ExecRequest,
@@ -25,6 +27,7 @@ import {
 import type { Logger } from 'pino';
 import { startServer } from './api/server.js';
 import type { AgentService, ByteFeed, ExecSession } from './api/service.js';
+import { examineAgent } from './doctor.js';
 import { warmFreezeReserve } from './freeze/freeze-memory.js';
 import { Hypervisor } from './hypervisor/hypervisor.js';
 import { Images } from './images.js';
@@ -161,6 +164,17 @@ export class Agent implements AgentService {
     return { memory: { ...memory, ...layers }, pool, pager };
   }
 
+  doctor(): Promise<DoctorReport> {
+    return examineAgent({
+      version: VERSION,
+      state: this.#state,
+      qemu: this.#hypervisor.facts(),
+      images: this.images(),
+      incompatible: ({ machine }) => this.#hypervisor.incompatible(machine),
+      stats: () => this.stats(),
+    });
+  }
+
   shutDown(): Promise<void> {
     this.#shutDown ??= this.#shutDownOnce();
     return this.#shutDown;
@@ -180,12 +194,7 @@ export class Agent implements AgentService {
   }
 
   buildImage(
-    request: {
-      name: string;
-      file: string;
-      memory?: string | undefined;
-      force?: boolean | undefined;
-    },
+    request: BuildRequest,
     onProgress: (progress: BuildProgress) => void,
     signal: AbortSignal,
   ): Promise<BuildResult> {

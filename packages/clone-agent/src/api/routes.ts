@@ -15,6 +15,7 @@ import {
 } from '@snowfork/sdk/api';
 import { Hono } from 'hono';
 import { z } from 'zod';
+import { openApi } from './openapi.js';
 import { presentEnd, presentFork, presentSlot, presentVm } from './present.js';
 import {
   type AgentContext,
@@ -61,6 +62,8 @@ function addHost(routes: Routes, service: AgentService, closing: AbortSignal): v
     return context.body(null, 204);
   });
   routes.get('/v1/stats', async (context) => context.json(await service.stats()));
+  routes.get('/v1/doctor', async (context) => context.json(await service.doctor()));
+  routes.get('/v1/openapi.json', (context) => context.json(openApi(service.info().version)));
   routes.get('/v1/events', (context) =>
     eventResponse(watchEvents(service, callerSignal(context, closing))),
   );

@@ -3,8 +3,10 @@
 
 import type {
   BuildProgress,
+  BuildRequest,
   BuildResult,
   CheckpointResult,
+  DoctorReport,
   End,
   ExecExit,
   ExecRequest,
@@ -21,16 +23,13 @@ import type {
 export interface AgentService {
   info(): HostInfo;
   stats(): Promise<HostStats>;
+  /** What the agent sees that keeps VMs from being forked; the rest is seen without it. */
+  doctor(): Promise<DoctorReport>;
   /** Ends all VMs and then the agent itself; resolves when the VMs have gone. */
   shutDown(): Promise<void>;
 
   buildImage(
-    request: {
-      name: string;
-      file: string;
-      memory?: string | undefined;
-      force?: boolean | undefined;
-    },
+    request: BuildRequest,
     onProgress: (progress: BuildProgress) => void,
     signal: AbortSignal,
   ): Promise<BuildResult>;

@@ -4,7 +4,13 @@
 import { setMaxListeners } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
-import { type HostInfo, type HostStats, type Machine, SnowforkError } from '@snowfork/sdk/api';
+import {
+  type Accelerator,
+  type HostInfo,
+  type HostStats,
+  type Machine,
+  SnowforkError,
+} from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import type { PreparedImage } from '../image/index.js';
 import type { Settings } from '../settings.js';
@@ -24,6 +30,17 @@ export interface HypervisorOptions {
   readonly environment: NodeJS.ProcessEnv;
   readonly settings: Settings;
   readonly journal: ProcessJournal;
+}
+
+/** For `sf doctor`. */
+export interface QemuFacts {
+  readonly path: string;
+  readonly version: string;
+  readonly accelerator: Accelerator;
+  /** How that was found out. */
+  readonly reason: string;
+  /** Whether QEMU's RAM is read ahead of what is touched, as no filter could be set. */
+  readonly readsAhead: boolean;
 }
 
 export class Hypervisor {
@@ -66,6 +83,11 @@ export class Hypervisor {
   info(): HostInfo['qemu'] {
     const { path: file, version } = this.#binary;
     return { path: file, version, accelerator: this.#probe.accelerator };
+  }
+
+  facts(): QemuFacts {
+    const { path: file, version } = this.#binary;
+    return { path: file, version, ...this.#probe.choice, readsAhead: !ignoreHugePageAdvice() };
   }
 
   poolStats(): HostStats['pool'] {
@@ -164,9 +186,8 @@ export class Hypervisor {
     return { machineType, accelerator, cpuModel, memoryBytes, vcpus, diskPath };
   }
 
-  /** @throws SnowforkError SF_INCOMPATIBLE with the reason. */
-  #assertRunsHere({ file: { id, machine } }: Snapshot): void {
-    const { qemuVersion, accelerator } = machine;
+  /** Why a machine's snapshots do not run here; empty when they do. */
+  incompatible({ qemuVersion, accelerator }: Machine): string[] {
     const reasons: string[] = [];
     if (qemuVersion !== this.#binary.version) {
       reasons.push(`it was made by QEMU ${qemuVersion}, this host has ${this.#binary.version}`);
@@ -174,6 +195,12 @@ export class Hypervisor {
     if (accelerator !== this.#probe.accelerator) {
       reasons.push(`it runs under ${accelerator}, this host under ${this.#probe.accelerator}`);
     }
+    return reasons;
+  }
+
+  /** @throws SnowforkError SF_INCOMPATIBLE with the reason. */
+  #assertRunsHere({ file: { id, machine } }: Snapshot): void {
+    const reasons = this.incompatible(machine);
     if (reasons.length === 0) return;
     const message = `snapshot ${id} does not run here: ${reasons.join('; ')}. Build its image anew`;
     throw new SnowforkError('SF_INCOMPATIBLE', message);
