@@ -447,8 +447,8 @@ export class FakeFeed implements ByteFeed {
 /**
  * The commands that the fake guest knows: `echo WORDS`, `warn WORDS` (to stderr), `cat`, `exit N`,
  * `flood BYTES`, `sleep` (until a signal other than 2, which it reports), `show` (the request as
- * JSON), `deaf` (ends after it has refused input), and `/bin/sh -c` for the script of `writeFile`;
- * any other line is repeated.
+ * JSON), `true`, `deaf` (ends after it has refused input), and `/bin/sh -c` for the script of
+ * `writeFile`; any other line is repeated.
  */
 export class FakeExec implements ExecSession {
   readonly exec: number;
@@ -497,6 +497,7 @@ export class FakeExec implements ExecSession {
 
   async *#run(): AsyncGenerator<ExecEvent, ExecExit> {
     const [name = '', ...words] = this.#request.command;
+    if (name === 'true') return { code: 0, signal: null };
     if (name === 'echo') yield this.#text('stdout', `${words.join(' ')}\n`);
     else if (name === 'warn') yield this.#text('stderr', `${words.join(' ')}\n`);
     else if (name === 'show') yield this.#text('stdout', JSON.stringify(this.#request));

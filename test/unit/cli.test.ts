@@ -2,11 +2,11 @@
 // people and programs, exit codes, signals, and that the documentation is what it does.
 
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { errorRegistry } from '@snowfork/sdk/api';
+import { errorRegistry, SnowforkError } from '@snowfork/sdk/api';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type RunningServer, startServer } from '../../packages/clone-agent/src/api/server.js';
 import { formatBytes, formatDuration } from '../../packages/sdk/src/cli/format.js';
@@ -116,6 +116,72 @@ describe('the agent', () => {
     const ran = await finish(start(['ps'], env));
     expect(ran.code).toBe(3);
     expect(ran.stderr).toContain('no room on the moon');
+  });
+});
+
+describe('doctor', () => {
+  const named = (answer: { checks: { name: string }[] }, name: string) =>
+    answer.checks.filter((check) => check.name === name);
+
+  test('forks a VM, and kills it and its clone', async () => {
+    const { answer } = await json('doctor');
+    expect(named(answer, 'fork')).toMatchObject([{ status: 'ok' }]);
+    expect(service.calls.some((call) => call.startsWith('fork'))).toBe(true);
+    expect(service.vms(false)).toEqual([]);
+  });
+
+  test("shows the agent's word in place of its own where they are about the same", async () => {
+    const { answer } = await json('doctor', '--quick');
+    expect(named(answer, 'qemu')).toEqual([{ name: 'qemu', status: 'ok', message: '7.2.22' }]);
+    expect(named(answer, 'kernel')).toHaveLength(1);
+    expect(service.vms(true)).toEqual([]);
+  });
+
+  test('fails when a check failed, and shows the mend', async () => {
+    service.checks = [{ name: 'layers', status: 'fail', message: 'full', mend: 'make room' }];
+    expect(await json('doctor', '--quick')).toMatchObject({ code: 1, answer: { ok: false } });
+    const ran = await sf('doctor', '--quick');
+    expect(ran.code).toBe(1);
+    expect(ran.stdout).toMatch(/^FAIL +layers +full\n +→ make room$/m);
+    expect(ran.stdout).toMatch(/no VM can be forked here/);
+  });
+
+  test('fails when a VM can be launched and not forked', async () => {
+    await service.buildImage(
+      { name: 'flaky', file: '/flaky.yaml' },
+      () => {},
+      new AbortController().signal,
+    );
+    await service.removeImage('minimal');
+    service.fork = async () => {
+      throw new SnowforkError('SF_LAYERS_FULL', 'the tmpfs is full');
+    };
+    const { code, answer } = await json('doctor');
+    expect(code).toBe(1);
+    expect(named(answer, 'fork')).toMatchObject([
+      { status: 'fail', message: expect.stringContaining('the tmpfs is full') },
+    ]);
+    expect(service.vms(false)).toEqual([]);
+  });
+
+  test('says that nothing was tried when there is no image', async () => {
+    await service.removeImage('minimal');
+    const { answer } = await json('doctor');
+    expect(named(answer, 'fork')).toMatchObject([{ status: 'warn' }]);
+  });
+
+  test('starts no agent with --quick, and says what was not looked at', async () => {
+    const state = join(folder, 'state');
+    const { answer } = await json('doctor', '--quick', '--state', state);
+    expect(named(answer, 'agent')).toMatchObject([{ status: 'warn' }]);
+    expect(existsSync(state)).toBe(false);
+  });
+
+  test('has the last words of an agent that does not start', async () => {
+    const env = { FAKE_AGENT_MODE: 'fail', SNOWFORK_STATE: join(folder, 'state') };
+    const ran = await finish(start(['doctor'], env));
+    expect(ran.code).toBe(1);
+    expect(ran.stdout).toMatch(/^FAIL +agent +.*no room on the moon/m);
   });
 });
 

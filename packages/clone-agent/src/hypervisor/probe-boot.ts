@@ -99,7 +99,11 @@ function boot(
 
 function failedBoot(what: string, output: string): string {
   const end = output
+    .replaceAll(/^.*: warning: .*$/gm, '')
     .replaceAll(/[^\x20-\x7e]+/g, ' ')
+    // What is left of a terminal's control sequences.
+    .replaceAll(/ \[[?\d;]*[a-zA-Z]/g, ' ')
+    .replaceAll(/ +/g, ' ')
     .trim()
     .slice(-QUOTE_CHARACTERS);
   return end === '' ? what : `${what}: ${end}`;

@@ -5,6 +5,8 @@ import { errorRegistry, type SnowforkError } from '../api/errors.js';
 
 const STYLES = { bold: 1, dim: 2, red: 31, green: 32, yellow: 33, cyan: 36 } as const;
 export type Style = keyof typeof STYLES;
+/** Of the checks of `sf doctor`. */
+export const STATUS_STYLES = { ok: 'green', warn: 'yellow', fail: 'red' } as const;
 
 type Stream = NodeJS.WriteStream;
 

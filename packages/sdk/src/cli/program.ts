@@ -7,6 +7,7 @@ import { z } from 'zod';
 import { addCommand, addGlobalOptions, addGroup, type Surroundings } from './command.js';
 import { agentCommands, hostStats } from './commands/agent.js';
 import { consoleCommands } from './commands/console.js';
+import { doctor } from './commands/doctor.js';
 import { exec } from './commands/exec.js';
 import { forkCommands, snapshotGroup } from './commands/forks.js';
 import { imageGroup } from './commands/images.js';
@@ -23,7 +24,7 @@ export function buildProgram(around: Surroundings): Command {
   addGlobalOptions(program);
   const { up, down, demo } = agentCommands;
   program.commandsGroup('Agent:');
-  for (const spec of [up, down, hostStats, demo]) addCommand(program, spec, around);
+  for (const spec of [up, down, doctor, hostStats, demo]) addCommand(program, spec, around);
   program.commandsGroup('VMs:');
   for (const spec of vmCommands) addCommand(program, spec, around);
   program.commandsGroup('Forks:');

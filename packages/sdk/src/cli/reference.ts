@@ -17,11 +17,12 @@ const HEAD = `# The \`sf\` command
 
 Made by \`npx tsx packages/sdk/src/cli/reference.ts\` from the declarations of the commands.
 
-Every command but \`sf down\` starts the agent of this host when it is not there: VMs outlive an
-agent that died, and only a running one can say what there is. Results go to standard output,
-everything else to standard error. With \`--json\` a result is one JSON document on one line, or one
-document per line for what streams (\`image build\`, \`console\`, \`logs\`); errors are
-\`{ "error": { "code", "message", "details" } }\` on standard error.
+Every command starts the agent of this host when it is not there, but \`sf down\`, \`sf completion\`
+and \`sf doctor --quick\`: VMs outlive an agent that died, and only a running one can say what there
+is. Results go to standard output, everything else to standard error. With \`--json\` a result is one
+JSON document on one line, or one document per line for what streams (\`image build\`, \`console\`,
+\`logs\`, \`top\`, \`tree --watch\`); errors are \`{ "error": { "code", "message", "details" } }\` on
+standard error.
 
 | variable | meaning |
 |---|---|

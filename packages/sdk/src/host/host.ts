@@ -2,6 +2,7 @@
 
 import { resolve } from 'node:path';
 import type { z } from 'zod';
+import { type DoctorReport, doctorReportSchema } from '../api/doctor.js';
 import { SnowforkError } from '../api/errors.js';
 import {
   type BuildProgress,
@@ -65,6 +66,11 @@ export class Host {
   /** Memory, warm pool and pager of the host; sizes in bytes. */
   async stats(options: WaitOptions = {}): Promise<HostStats> {
     return this.#get(['stats'], hostStatsSchema, options);
+  }
+
+  /** What the agent sees that keeps VMs from being forked, with the mend; `sf doctor` has more. */
+  async doctor(options: WaitOptions = {}): Promise<DoctorReport> {
+    return this.#get(['doctor'], doctorReportSchema, options);
   }
 
   /**

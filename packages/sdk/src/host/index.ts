@@ -7,6 +7,8 @@ export {
   type BuildResult,
   type CheckpointResult,
   type CloneTimes,
+  type DoctorCheck,
+  type DoctorReport,
   type End,
   type ErrorCode,
   type ExecExit,
