@@ -71,8 +71,14 @@ export class GuestChannel {
   readonly #execs = new Map<number, GuestExec>();
   readonly #pending = new Map<string, PendingRequest>();
   #handshake: Handshake | undefined;
-  /** What must not be sent between PREPARE and RESUME; undefined when the port is open. */
+  /** What must not be sent between PREPARE and RESUMED; undefined when the port is open. */
   #held: Buffer[] | undefined;
+  /** Answered while the port was held: the guest that is frozen just now has no answer yet. */
+  #answeredHeld: PendingRequest[] = [];
+  /** A RESUME that is under way; settles when the guest has come back, or has not in time. */
+  #resuming: Promise<void> | undefined;
+  /** The freeze that the guest has not come back from, though it should have. */
+  #away: string | undefined;
   #lost: string | undefined;
 
   private constructor(socket: net.Socket, handlers: ChannelHandlers, frozen: boolean) {
@@ -107,14 +113,16 @@ export class GuestChannel {
 
   /** The requests that a freeze would copy into clones. */
   pendingRequests(): PendingRequest[] {
-    return [...this.#pending.values()];
+    return [...this.#pending.values(), ...this.#answeredHeld];
   }
 
   /**
-   * Asks the guest to become quiet; from then until `resume` nothing is sent or received.
+   * Asks the guest to become quiet, when it has come back from the freeze before; from then until
+   * `resume` nothing is sent or received.
    * @throws SnowforkError SF_GUEST_NOT_READY when it does not answer in time.
    */
   async prepare(fork: string, signal: AbortSignal): Promise<void> {
+    if (this.#resuming !== undefined) await this.#resuming;
     this.#assertUsable();
     this.#held = [];
     try {
@@ -125,10 +133,9 @@ export class GuestChannel {
         encodeFrame(FrameType.prepare, 0, encodeLines({ fork })),
       );
     } catch (error) {
-      // It may have become quiet all the same: tell it that nothing came of it.
-      this.#write(
-        encodeResume({ fork, role: 'failed', id: 0, hostname: '', entropy: Buffer.alloc(0) }),
-      );
+      // It may become quiet all the same, and late: tell it that nothing came of it. Its clock has
+      // not stood still, so it is told no time, which would be an old one by then.
+      this.#write(encodeFrame(FrameType.resume, 0, encodeLines({ fork, role: 'failed' })));
       this.#release();
       throw error;
     }
@@ -139,16 +146,16 @@ export class GuestChannel {
    * and reaches programs only after the repair.
    * @throws SnowforkError SF_CLONE_FAILED when the repair failed, SF_GUEST_NOT_READY without answer.
    */
-  async resume(facts: ResumeFacts, signal: AbortSignal, first: Buffer[] = []): Promise<void> {
-    this.#assertUsable();
-    const frames = Buffer.concat([encodeResume(facts), ...first]);
-    await this.#shake('resumed', facts.fork, signal, frames);
-    this.#release();
+  resume(facts: ResumeFacts, signal: AbortSignal, first: Buffer[] = []): Promise<void> {
+    const resumed = this.#resume(facts, signal, first);
+    this.#resuming = resumed.catch(() => {});
+    return resumed;
   }
 
   /** Answers a program. In a clone that has not resumed yet, use `encodeResponse` with `resume`. */
   respond(request: PendingRequest, answer: { result: unknown } | { error: SnowforkError }): void {
     if (!this.#pending.delete(requestKey(request))) return;
+    if (this.#held !== undefined) this.#answeredHeld.push(request);
     this.#send(encodeResponse(request, answer));
   }
 
@@ -157,7 +164,10 @@ export class GuestChannel {
     this.#pending.delete(requestKey(request));
   }
 
-  /** Runs a command. @throws SnowforkError SF_GUEST_NOT_READY, SF_BAD_REQUEST. */
+  /**
+   * Runs a command; while the guest is being frozen it waits for the end of that.
+   * @throws SnowforkError SF_GUEST_NOT_READY, SF_BAD_REQUEST.
+   */
   async exec(request: ExecRequest, signal: AbortSignal): Promise<GuestExec> {
     this.#assertUsable();
     if (this.#execs.size >= EXECS_MAX) {
@@ -180,6 +190,13 @@ export class GuestChannel {
   close(): void {
     this.#lose('the VM has ended');
     this.#socket.destroy();
+  }
+
+  async #resume(facts: ResumeFacts, signal: AbortSignal, first: Buffer[]): Promise<void> {
+    this.#assertUsable();
+    this.#away = facts.fork;
+    const frames = Buffer.concat([encodeResume(facts), ...first]);
+    await this.#shake('resumed', facts.fork, signal, frames);
   }
 
   async #shake(
@@ -205,7 +222,7 @@ export class GuestChannel {
       ]);
     } finally {
       deadline.abort();
-      this.#handshake = undefined;
+      if (this.#handshake === handshake) this.#handshake = undefined;
     }
   }
 
@@ -261,11 +278,16 @@ export class GuestChannel {
     const facts = decodeLines(frame.payload);
     const type = frame.type === FrameType.prepared ? 'prepared' : 'resumed';
     const handshake = this.#handshake;
-    // An answer that comes after its deadline concerns nobody any more.
-    if (handshake?.type !== type || handshake.fork !== facts.get('fork')) return;
-    // At once: the next frame of the same chunk may be a program's request for another fork.
-    this.#handshake = undefined;
     const error = facts.get('error');
+    // At once, and also after the deadline: what was held goes before all that comes of this chunk's
+    // next frame, which may be a program's request for another fork.
+    if (type === 'resumed' && facts.get('fork') === this.#away && error === undefined) {
+      this.#away = undefined;
+      this.#release();
+    }
+    if (handshake?.type !== type || handshake.fork !== facts.get('fork')) return;
+    this.#handshake = undefined;
+    if (type === 'resumed') this.#resuming = undefined;
     if (error === undefined) handshake.resolve();
     else handshake.reject(new SnowforkError('SF_CLONE_FAILED', `identity repair failed: ${error}`));
   }
@@ -305,6 +327,10 @@ export class GuestChannel {
     this.#execs.clear();
     this.#pending.clear();
     this.#handshake?.reject(failure);
+    // What was held concerns those too.
+    this.#away = undefined;
+    this.#held = undefined;
+    this.#answeredHeld = [];
   }
 
   #send(frame: Buffer): void {
@@ -313,13 +339,19 @@ export class GuestChannel {
     else this.#lose('too much was sent to a frozen guest');
   }
 
+  /** A guest that does not read what it asked for is not heard until it does. */
   #write(frame: Buffer): void {
-    if (this.#lost === undefined) this.#socket.write(frame);
+    if (this.#lost !== undefined) return;
+    this.#socket.write(frame);
+    if (this.#socket.writableLength <= UNREAD_BYTES_MAX || this.#socket.isPaused()) return;
+    this.#socket.pause();
+    this.#socket.once('drain', () => this.#socket.resume());
   }
 
   #release(): void {
     const held = this.#held ?? [];
     this.#held = undefined;
+    this.#answeredHeld = [];
     for (const frame of held) this.#write(frame);
   }
 
@@ -338,8 +370,12 @@ export class GuestChannel {
     if (this.#lost !== undefined) {
       throw new SnowforkError('SF_GUEST_NOT_READY', `the guest side is gone: ${this.#lost}`);
     }
-    if (this.#handshake !== undefined) {
-      throw new SnowforkError('SF_GUEST_NOT_READY', 'the guest is being frozen');
+    // While it is expected back, what is sent is held.
+    if (this.#away !== undefined && this.#handshake === undefined) {
+      throw new SnowforkError(
+        'SF_GUEST_NOT_READY',
+        'the guest has not come back from the last freeze; see `sf console`',
+      );
     }
   }
 }
@@ -349,6 +385,8 @@ let nextExec = 1;
 
 const SIGKILL = 9;
 const HELD_FRAMES_MAX = 4096;
+/** Answers that the guest has not read yet; several of the largest. */
+const UNREAD_BYTES_MAX = 4 * MESSAGE_BYTES_MAX;
 
 /** A RESPONSE frame (or several). */
 export function encodeResponse(
