@@ -29,6 +29,7 @@ import { readVmStats } from './vm-stats.js';
 
 /** VMs that ended and are still listed. */
 const ENDED_REMEMBERED_MAX = 1000;
+const KILLED_BY_TICKET = { how: 'killed', reason: 'killed by its ticket' } as const;
 
 export interface FamiliesContext {
   readonly store: SnapshotStore;
@@ -143,10 +144,11 @@ export class Families {
   }
 
   killTicket(ticket: Ticket): void {
-    ticket.giveUp('killed by its ticket');
+    ticket.killed = true;
+    ticket.giveUp(KILLED_BY_TICKET.reason);
     for (const slot of ticket.slots) {
       const vm = slot.vm === undefined ? undefined : this.#vms.get(slot.vm);
-      vm?.finish({ how: 'killed', reason: 'killed by its ticket' });
+      vm?.finish(KILLED_BY_TICKET);
     }
   }
 
@@ -191,10 +193,17 @@ export class Families {
       snapshot.holders.add(ticket.id);
       // The clones' QEMUs are made ready while the parent is being frozen.
       const descent = this.#descentFrom(snapshot, vm);
-      const frozen = this.#freezeForClones(vm, snapshot, ticket, caller, signal);
+      const answer = { id: 0, ticket: ticket.info() };
+      const frozen = this.#freeze(vm, snapshot, caller, answer, signal);
       const starting = this.#startClones(snapshot, ticket, descent, calledAt, signal, frozen);
-      starting.catch(() => {});
-      return { snapshot, freezing: await frozen, starting };
+      try {
+        return { snapshot, freezing: await frozen, starting };
+      } catch (error) {
+        // Without a frozen parent there was no fork. When its QEMUs are gone the ticket is as it was.
+        await starting;
+        ticket.unuse();
+        throw error;
+      }
     });
     const clones = await starting;
     const { store } = this.#context;
@@ -204,23 +213,6 @@ export class Families {
       freeze: freezing.times,
       clones,
     };
-  }
-
-  /** A fork whose freeze failed leaves the ticket usable, and whoever asked gets the reason. */
-  async #freezeForClones(
-    vm: Vm,
-    snapshot: Snapshot,
-    ticket: Ticket,
-    caller: Caller | undefined,
-    signal: AbortSignal,
-  ): Promise<Freezing> {
-    try {
-      const answer = { id: 0, ticket: ticket.info() };
-      return await this.#freeze(vm, snapshot, caller, answer, signal);
-    } catch (error) {
-      ticket.unuse();
-      throw error;
-    }
   }
 
   #beginSnapshot(vm: Vm, kept: boolean): Snapshot {
@@ -264,7 +256,10 @@ export class Families {
     return { image: origin.descent.image, parent: origin.id, family: origin.family };
   }
 
-  /** Fills the ticket's slots with clones of `snapshot`, once `frozen`; settles each. */
+  /**
+   * Fills the ticket's slots with clones of `snapshot`, once `frozen`, and settles each; when that
+   * fails the ticket is not touched. Never rejects.
+   */
   async #startClones(
     snapshot: Snapshot,
     ticket: Ticket,
@@ -277,6 +272,10 @@ export class Families {
     snapshot.holders.add(ticket.id);
     // Every clone that starts listens to it.
     setMaxListeners(0, signal);
+    const isFrozen = frozen.then(
+      () => true,
+      () => false,
+    );
     const endQuiet = this.#context.quiet();
     const clones = ticket.slots.map(async ({ cloneId }): Promise<ForkResult['clones'][number]> => {
       const slot = { ...descent, cloneId, ticket: ticket.id };
@@ -285,11 +284,11 @@ export class Families {
         return { status: 'fulfilled', cloneId, vm: vm.info() };
       } catch (cause) {
         const error = SnowforkError.from(cause, 'SF_CLONE_FAILED');
-        // Without a frozen parent there was no fork: the ticket is as it was.
-        if (ticket.used) ticket.settle(cloneId, { reason: `it did not come up: ${error.message}` });
+        const reason = `it did not come up: ${error.message}`;
+        if (await isFrozen) ticket.settle(cloneId, { reason });
         return { status: 'rejected', cloneId, error: error.toJSON() };
       } finally {
-        if (ticket.used) ticket.reservation.release(1);
+        if (await isFrozen) ticket.reservation.release(1);
       }
     });
     const settled = await Promise.all(clones);
@@ -320,6 +319,8 @@ export class Families {
     this.#vms.set(vm.id, vm);
     ticket.attach(descent.cloneId, vm.id);
     this.#context.changed('vm', vm.id);
+    if (ticket.killed) vm.finish(KILLED_BY_TICKET);
+    vm.assertAlive();
     const { caller, pending } = snapshot.file.guest;
     vm.owner = caller !== undefined && !caller.detached ? caller.stream : undefined;
     const answers = pending.map((request) =>

@@ -56,6 +56,7 @@ export async function freezeVm(
 ): Promise<Freezing> {
   const { store } = options;
   const since = stopwatch();
+  const letGo = hold(vm, options);
   try {
     const channel = vm.guest();
     assertRoomForLayer(vm, options.availableBytes());
@@ -76,7 +77,21 @@ export async function freezeVm(
   } catch (error) {
     store.abandon(snapshot);
     throw SnowforkError.from(error);
+  } finally {
+    letGo();
   }
+}
+
+/** The new snapshot will refer to layers of these two, whatever happens to the VM meanwhile. */
+function hold({ id, base, newest }: Vm, { store, forkId }: FreezeOptions): () => void {
+  const holder = `freeze ${forkId} of ${id}`;
+  for (const snapshot of [base, newest]) snapshot.holders.add(holder);
+  return () => {
+    for (const snapshot of [newest, base]) {
+      snapshot.holders.delete(holder);
+      store.collect(snapshot);
+    }
+  };
 }
 
 /** The guest becomes quiet while its memory is looked through for the first time. */
@@ -195,6 +210,8 @@ async function completeSnapshot(
     guest,
     like: [vm.base.file.id, vm.newest.file.id],
   });
+  // It will not be frozen again.
+  if (vm.end !== undefined) return;
   const older = vm.newest;
   vm.newest = snapshot;
   snapshot.holders.add(`newest of ${vm.id}`);

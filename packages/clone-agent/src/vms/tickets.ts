@@ -29,9 +29,11 @@ export class Ticket {
   readonly reservation: Reservation;
   readonly slots: SlotState[];
   used = false;
+  /** Its clones are to be ended, also those that are still on their way. */
+  killed = false;
   readonly #settled = withResolvers<void>();
   #valueBytes = 0;
-  readonly #expiry: NodeJS.Timeout;
+  #expiry: NodeJS.Timeout;
 
   constructor(id: string, vm: string | undefined, asked: number, reservation: Reservation) {
     this.id = id;
@@ -42,7 +44,7 @@ export class Ticket {
       cloneId: index + 1,
       status: 'running',
     }));
-    this.#expiry = setTimeout(() => this.giveUp('the ticket ran out'), TICKET_LIFETIME_MS).unref();
+    this.#expiry = this.#expire();
   }
 
   info(): TicketInfo {
@@ -67,7 +69,8 @@ export class Ticket {
   /** A fork that could not even freeze its parent: the ticket may be used again. */
   unuse(): void {
     this.used = false;
-    this.#expiry.refresh();
+    // A timer that was cleared can't be refreshed.
+    this.#expiry = this.#expire();
   }
 
   get done(): boolean {
@@ -120,6 +123,10 @@ export class Ticket {
       clearTimeout(timer);
       signal.removeEventListener('abort', onAbort);
     }
+  }
+
+  #expire(): NodeJS.Timeout {
+    return setTimeout(() => this.giveUp('the ticket ran out'), TICKET_LIFETIME_MS).unref();
   }
 }
 

@@ -145,6 +145,7 @@ export class Vm {
     await connected.promise;
     socket.on('error', () => {});
     socket.on('data', (chunk) => this.console.push(chunk));
+    socket.on('close', () => this.console.end());
     this.#consoleSocket = socket;
   }
 
@@ -168,8 +169,8 @@ export class Vm {
     this.endedAt = Date.now();
     void this.qemu.kill();
     this.channel?.close();
-    this.#consoleSocket?.destroy();
-    this.console.end();
+    // QEMU's end closes it, when the last words have been read: what a kernel says when it panics.
+    if (this.#consoleSocket === undefined) this.console.end();
     this.logs.end();
     this.base.users.delete(this.id);
     this.#onEnd(this);
