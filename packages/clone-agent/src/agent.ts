@@ -182,9 +182,10 @@ export class Agent implements AgentService {
 
   async #shutDownOnce(): Promise<void> {
     this.#log.info('shutting down');
-    for (const vm of this.#families.all())
-      vm.finish({ how: 'killed', reason: 'the agent was shut down' });
+    const vms = this.#families.all();
+    for (const vm of vms) vm.finish({ how: 'killed', reason: 'the agent was shut down' });
     await this.#hypervisor.stop();
+    await Promise.all(vms.map((vm) => vm.qemu.exited));
     await this.#pager.stop();
     await unmountAll(this.#state.mount);
     await unmountAll(this.#state.run);
