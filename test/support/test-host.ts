@@ -54,6 +54,8 @@ export async function hostApart(
 }
 
 function connectOwned(stateFolder: string): Promise<Host> {
+  // Vitest has no import.meta.resolve, by which the SDK finds the agent's program.
+  process.env.SNOWFORK_AGENT ??= path.join(root, 'packages/clone-agent/dist/main.js');
   process.env.SNOWFORK_OWNER = String(process.pid);
   return connect({ stateFolder });
 }
