@@ -30,6 +30,21 @@ export class Output {
     return this.#stderr.columns ?? 80;
   }
 
+  /** Whether results can be drawn over what was drawn before. */
+  get hasScreen(): boolean {
+    return this.#stdout.isTTY === true && !this.json && process.env.TERM !== 'dumb';
+  }
+
+  /** Lines of the terminal; some that are no real ones say 0. */
+  get rows(): number {
+    return this.#stdout.rows || 24;
+  }
+
+  /** Bytes for the terminal itself; for `hasScreen` only. */
+  control(sequence: string): void {
+    this.#stdout.write(sequence);
+  }
+
   /** One JSON document, on a line of its own. */
   document(value: unknown): void {
     this.#stdout.write(`${JSON.stringify(value)}\n`);

@@ -6,16 +6,18 @@ import { Command } from 'commander';
 import { z } from 'zod';
 import { addCommand, addGlobalOptions, addGroup, type Surroundings } from './command.js';
 import { agentCommands, hostStats } from './commands/agent.js';
+import { completion } from './commands/completion.js';
 import { consoleCommands } from './commands/console.js';
 import { doctor } from './commands/doctor.js';
 import { exec } from './commands/exec.js';
 import { forkCommands, snapshotGroup } from './commands/forks.js';
 import { imageGroup } from './commands/images.js';
+import { top } from './commands/top.js';
 import { vmCommands } from './commands/vms.js';
 
 const SUMMARY = `fork() for virtual machines
 
-Commands start the agent of this host when it is not there, except \`sf down\`.`;
+Commands start the agent of this host when it is not there, except \`sf down\` and \`sf completion\`.`;
 
 export function buildProgram(around: Surroundings): Command {
   const program = new Command('sf').description(SUMMARY).version(version(), '--version');
@@ -24,7 +26,8 @@ export function buildProgram(around: Surroundings): Command {
   addGlobalOptions(program);
   const { up, down, demo } = agentCommands;
   program.commandsGroup('Agent:');
-  for (const spec of [up, down, doctor, hostStats, demo]) addCommand(program, spec, around);
+  for (const spec of [up, down, doctor, hostStats, top, demo, completion])
+    addCommand(program, spec, around);
   program.commandsGroup('VMs:');
   for (const spec of vmCommands) addCommand(program, spec, around);
   program.commandsGroup('Forks:');

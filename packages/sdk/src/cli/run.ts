@@ -4,6 +4,7 @@
 import { CommanderError } from 'commander';
 import { errorRegistry, SnowforkError } from '../api/errors.js';
 import { EXIT_OK, EXIT_USAGE } from './command.js';
+import { answerShell, COMPLETE_WORD } from './completion/answer.js';
 import { Interrupts } from './interrupts.js';
 import { Output } from './output.js';
 import { buildProgram } from './program.js';
@@ -12,9 +13,14 @@ import { buildProgram } from './program.js';
  * Runs one `sf` command and resolves with its exit code. Uses the process's streams and signals.
  */
 export async function run(args: readonly string[]): Promise<number> {
-  const json = isJsonAsked(args);
+  const json = args[0] !== COMPLETE_WORD && isJsonAsked(args);
   const output = new Output(process.stdout, process.stderr, json);
   output.endProcessOnClosedPipe();
+  if (args[0] === COMPLETE_WORD) {
+    for (const line of await answerShell(args.slice(1))) output.line(line);
+    await output.flush();
+    return EXIT_OK;
+  }
   const interrupts = new Interrupts();
   interrupts.start();
   const outcome = { exitCode: EXIT_OK };

@@ -193,14 +193,16 @@ export class Host {
 
   /**
    * What changes from now on, as kind (`vm`, `snapshot`, `ticket`) and id. The kind `dropped` says
-   * that the reader was too slow and has to read everything again.
+   * that the reader was too slow and has to read everything again. `onReady` is called once, when
+   * nothing more will be missed.
    */
   async *watch(
-    options: { signal?: AbortSignal } = {},
+    options: { signal?: AbortSignal; onReady?: () => void } = {},
   ): AsyncGenerator<WatchEvent, void, undefined> {
-    const { signal } = options;
+    const { signal, onReady } = options;
     const request = { method: 'GET', path: apiPath('events'), signal } as const;
     for await (const { event, data } of await this.#transport.stream(request, [])) {
+      if (event === 'ready') onReady?.();
       if (event === 'change') yield watchEventSchema.parse(JSON.parse(data));
       if (event === 'dropped') yield { kind: 'dropped', id: '' };
     }

@@ -1,6 +1,6 @@
 // `sf image …`. Called by `program.ts`.
 
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { SnowforkError } from '../../api/errors.js';
@@ -78,7 +78,7 @@ const list: CommandSpec = {
 };
 
 const remove: CommandSpec = {
-  syntax: 'rm <name...>',
+  syntax: 'rm <image...>',
   summary: 'delete images',
   examples: [{ line: 'sf image rm minimal', says: 'delete one; VMs of it must have ended' }],
   exits: [{ code: '5', when: 'VMs still need it; the message names them' }],
@@ -97,6 +97,15 @@ export const imageGroup: GroupSpec = {
   summary: 'build, list and delete images',
   commands: [build, list, remove],
 };
+
+/** Names of the images that `sf image build` would find a file for. */
+export function describedImages(): string[] {
+  const files = [resolve('images'), PROJECT_IMAGES].flatMap((folder) =>
+    existsSync(folder) ? readdirSync(folder) : [],
+  );
+  const names = files.flatMap((file) => (file.endsWith('.yaml') ? [file.slice(0, -5)] : []));
+  return [...new Set(names)].sort();
+}
 
 function imageFile(name: string, file: string | undefined): string {
   if (file !== undefined) return assertThere(resolve(file), [resolve(file)]);

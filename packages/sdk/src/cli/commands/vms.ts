@@ -3,9 +3,13 @@
 import type { VmInfo } from '../../api/schemas.js';
 import { valueToJson } from '../../api/value.js';
 import type { Host } from '../../host/host.js';
+import { pause } from '../../host/waits.js';
+import { Changes } from '../changes.js';
 import { type CommandSpec, EXIT_FAILED, EXIT_OK, parseSeconds } from '../command.js';
 import { formatDuration, formatEnd, PAGE_BYTES } from '../format.js';
-import { familyTree, renderTree } from '../tree.js';
+import type { Output } from '../output.js';
+import { type LiveScreen, withScreen } from '../screen.js';
+import { familyTree, type FamilyNode as Node, renderTree } from '../tree.js';
 
 const launch: CommandSpec = {
   syntax: 'launch <image>',
@@ -53,21 +57,25 @@ const list: CommandSpec = {
 const tree: CommandSpec = {
   syntax: 'tree',
   summary: 'draw the families: who forked whom, and what each holds of its own',
-  options: [{ flags: '-a, --all', summary: 'also families of which nobody runs' }],
+  options: [
+    { flags: '-a, --all', summary: 'also families of which nobody runs' },
+    { flags: '-w, --watch', summary: 'draw anew whenever something changes; q or Ctrl-C leaves' },
+  ],
   examples: [
     { line: 'sf tree', says: 'id, image, state, private memory, age, how ended' },
     { line: 'sf tree --all --json', says: 'the same, nested, as JSON' },
+    { line: 'sf tree --watch', says: 'look on while VMs fork' },
   ],
-  async run({ output, interrupts, connect }, _args, { all = false }) {
-    const host = await connect();
-    const { signal } = interrupts;
-    const vms = await host.vms({ all: true, signal });
-    const running = new Set(vms.filter((vm) => vm.state !== 'ended').map((vm) => vm.family));
-    const shown = all === true ? vms : vms.filter((vm) => running.has(vm.family));
-    const families = familyTree(shown, await privateBytesOf(host, shown, signal));
-    if (output.json) return output.document({ families: families.map(jsonNode) });
-    for (const line of renderTree(families, Date.now())) output.line(line);
-    if (families.length === 0) output.note('no VM runs: `sf launch <image>` starts one');
+  async run(session, _args, { all = false, watch = false }) {
+    const { output, interrupts } = session;
+    const host = await session.connect();
+    if (watch === true) {
+      return await withScreen(session, (screen) => watchTree(host, output, all === true, screen));
+    }
+    const families = await readFamilies(host, all === true, interrupts.signal);
+    if (output.json) output.document({ families: families.map(jsonNode) });
+    else for (const line of renderTree(families, Date.now())) output.line(line);
+    if (families.length === 0) output.note(NO_VM);
   },
 };
 
@@ -108,6 +116,37 @@ const kill: CommandSpec = {
 
 export const vmCommands = [launch, list, tree, wait, kill] as const;
 
+const NO_VM = 'no VM runs: `sf launch <image>` starts one';
+/** Many changes at once are drawn once. */
+const REDRAW_INTERVAL_MS = 100;
+/** Ages and memory change without a word; for JSON only what changes counts. */
+const REDRAW_ANYWAY_MS = 2000;
+
+/** Draws at first, and after each change; returns when the signal aborts or the agent ends. */
+async function watchTree(
+  host: Host,
+  output: Output,
+  all: boolean,
+  screen: LiveScreen,
+): Promise<void> {
+  const { signal } = screen;
+  const changes = new Changes(host, signal);
+  for (;;) {
+    const families = await readFamilies(host, all, signal);
+    if (output.json) output.document({ families: families.map(jsonNode) });
+    else screen.draw(families.length === 0 ? [NO_VM] : renderTree(families, Date.now()));
+    await pause(REDRAW_INTERVAL_MS, signal);
+    if (!(await changes.next(output.hasScreen ? REDRAW_ANYWAY_MS : undefined))) return;
+  }
+}
+
+async function readFamilies(host: Host, all: boolean, signal: AbortSignal): Promise<Node[]> {
+  const vms = await host.vms({ all: true, signal });
+  const running = new Set(vms.filter((vm) => vm.state !== 'ended').map((vm) => vm.family));
+  const shown = all ? vms : vms.filter((vm) => running.has(vm.family));
+  return familyTree(shown, await privateBytesOf(host, shown, signal));
+}
+
 /** Private memory of those that run; one that ends meanwhile has none. */
 async function privateBytesOf(
   host: Host,
@@ -132,8 +171,6 @@ function jsonVm(vm: VmInfo): VmInfo {
 function jsonEnd(end: NonNullable<VmInfo['end']>): NonNullable<VmInfo['end']> {
   return end.how === 'exited' ? { ...end, value: valueToJson(end.value) } : end;
 }
-
-type Node = ReturnType<typeof familyTree>[number];
 
 function jsonNode({ vm, privateBytes, children }: Node): unknown {
   return { ...jsonVm(vm), privateBytes, children: children.map(jsonNode) };
