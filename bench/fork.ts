@@ -23,15 +23,17 @@ interface ForkReport {
   readonly quick: boolean;
   readonly at: string;
   readonly durationS: number;
+  /** Each part, with the agent's start and end. */
+  readonly partsS: Partial<Record<Part, number>>;
   readonly machine: MachineFacts;
   /** The part of the processors that others used when measurements began. */
   readonly busyParts: Summary;
-  checks: Check[];
-  pause?: PauseResult[];
-  clones?: ClonesPart;
-  memory?: MemoryResult[];
-  fill?: FillResult[];
-  alone?: AloneResult;
+  readonly checks: readonly Check[];
+  readonly pause: PauseResult[] | undefined;
+  readonly clones: ClonesPart | undefined;
+  readonly memory: MemoryResult[] | undefined;
+  readonly fill: FillResult[] | undefined;
+  readonly alone: AloneResult | undefined;
 }
 
 const loadAverage = os.loadavg();
@@ -43,28 +45,35 @@ process.stdout.write(options.json ? `${JSON.stringify(report)}\n` : tables(repor
 async function run(): Promise<ForkReport> {
   const startedAt = performance.now();
   const machine = await prepare();
-  const wanted = (part: Part) => options.only.length === 0 || options.only.includes(part);
-  const measured: Partial<ForkReport> = {};
-  if (wanted('pause')) measured.pause = await benchPause(context);
-  if (wanted('clones')) measured.clones = await benchClones(context);
-  if (wanted('memory')) measured.memory = await benchMemory(context);
-  if (wanted('fill')) measured.fill = await benchFill(context);
-  if (wanted('alone')) measured.alone = await benchAlone(context);
+  const partsS: Partial<Record<Part, number>> = {};
+  const measure = async <T>(part: Part, bench: (context: BenchContext) => Promise<T>) => {
+    if (options.only.length > 0 && !options.only.includes(part)) return undefined;
+    const partStartedAt = performance.now();
+    const result = await bench(context);
+    partsS[part] = Math.round((performance.now() - partStartedAt) / 1000);
+    return result;
+  };
+  const pause = await measure('pause', benchPause);
+  const clones = await measure('clones', benchClones);
+  const memory = await measure('memory', benchMemory);
+  const fill = await measure('fill', benchFill);
+  const alone = await measure('alone', benchAlone);
   return {
     bench: 'fork',
     quick: options.quick,
     at: new Date().toISOString(),
     durationS: Math.round((performance.now() - startedAt) / 1000),
+    partsS,
     machine,
     busyParts: summarise(context.quiet.busyParts),
     checks: [
-      ...(measured.pause === undefined ? [] : checkPause(measured.pause)),
-      ...(measured.clones === undefined ? [] : checkClones(measured.clones)),
-      ...(measured.memory === undefined ? [] : checkMemory(measured.memory)),
-      ...(measured.fill === undefined ? [] : checkFill(measured.fill)),
-      ...(measured.alone === undefined ? [] : checkAlone(measured.alone)),
+      ...(pause === undefined ? [] : checkPause(pause)),
+      ...(clones === undefined ? [] : checkClones(clones)),
+      ...(memory === undefined ? [] : checkMemory(memory)),
+      ...(fill === undefined ? [] : checkFill(fill)),
+      ...(alone === undefined ? [] : checkAlone(alone)),
     ],
-    ...measured,
+    ...{ pause, clones, memory, fill, alone },
   };
 }
 

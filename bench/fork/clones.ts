@@ -38,6 +38,8 @@ export interface ClonesResult {
   /** Of the parent: how long the guest took to become quiet, and the pause. */
   readonly prepareMs: Summary;
   readonly pauseMs: Summary;
+  /** From the end of the pause until the first clone runs: the copy is stored, the state loaded. */
+  readonly storeAndLoadMs: Summary;
   /** Processor time of each clone's guest thread up to its program's first request. */
   readonly cloneGuestCpuMs: Summary;
   /** The same of the whole QEMU, from the start of its process. */
@@ -101,6 +103,12 @@ async function measure(
     allMs: perStep((step) => rounds.map((round) => latest(round, step))),
     prepareMs: summarise(forks.map((fork) => fork.prepareMs)),
     pauseMs: summarise(forks.map((fork) => fork.pauseMs)),
+    storeAndLoadMs: summarise(
+      forks.map(({ prepareMs, pauseMs, clones }) => {
+        const resumedMs = clones.map(({ info }) => info.times!.resumedMs);
+        return Math.min(...resumedMs) - prepareMs - pauseMs;
+      }),
+    ),
     cloneGuestCpuMs: summarise(uses.map((use) => use.guestMs)),
     cloneCpuMs: summarise(uses.map((use) => use.processMs)),
     parentGuestCpuMs: summarise(forks.map((fork) => fork.parentGuestMs)),
@@ -180,7 +188,8 @@ export function clonesTables({ results, guestRequestMs }: ClonesPart): string {
   const where = table(
     "Where it goes, ms: the parent's freeze, processor time per clone, and what a host's call takes",
     [
-      ...['pool', 'clones', 'prepare', 'pause', 'guest CPU of a clone', "of its QEMU's whole life"],
+      ...['pool', 'clones', 'prepare', 'pause', 'store, load', 'guest CPU of a clone'],
+      "of its QEMU's whole life",
       ...['guest CPU of the parent', 'call on the host', 'its clones answered'],
     ],
     results.map((result) => [
@@ -188,6 +197,7 @@ export function clonesTables({ results, guestRequestMs }: ClonesPart): string {
       String(result.clones),
       spread(result.prepareMs),
       spread(result.pauseMs),
+      spread(result.storeAndLoadMs),
       spread(result.cloneGuestCpuMs),
       spread(result.cloneCpuMs),
       spread(result.parentGuestCpuMs),

@@ -30,7 +30,7 @@ export interface FillResult {
 }
 
 export async function benchFill({ quiet, options, say }: BenchContext): Promise<FillResult[]> {
-  const rounds = options.quick ? 2 : 7;
+  const rounds = options.quick ? 1 : 7;
   const host = await startHost({ warmPoolSize: 1 });
   try {
     const results: FillResult[] = [];

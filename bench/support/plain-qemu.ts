@@ -75,9 +75,9 @@ export class PlainQemu {
   static async start(options: PlainQemuOptions): Promise<PlainQemu> {
     fs.mkdirSync(options.folder, { recursive: true });
     const socket = (name: string) => path.join(options.folder, `${name}.sock`);
-    const qemu = spawn(options.binary, plainArguments(options, socket), {
-      stdio: ['ignore', 'ignore', 'inherit'],
-    });
+    // It ends with the bench, whatever ends that.
+    const command = ['--pdeathsig', 'KILL', options.binary, ...plainArguments(options, socket)];
+    const qemu = spawn('setpriv', command, { stdio: ['ignore', 'ignore', 'inherit'] });
     const ended = new AbortController();
     qemu.once('exit', (code) => ended.abort(new Error(`the plain QEMU ended with code ${code}`)));
     const qmp = await connectQmp(socket('qmp'), { signal: ended.signal });
