@@ -95,6 +95,9 @@ export interface SnapshotStoreEvents {
   changed(snapshot: string): void;
 }
 
+/** Several times what is known of: 0.4 MB. */
+const DEVICE_STATE_BYTES_MAX = 2 * 1024 * 1024;
+
 const NO_PAGES: PageCounts = {
   totalPages: 0,
   privatePages: 0,
@@ -142,6 +145,7 @@ export class SnapshotStore {
   /**
    * Makes a snapshot whose objects have their sizes and no content yet, so that QEMUs can be pointed
    * at it while the freeze goes on.
+   * @throws SnowforkError SF_LAYERS_FULL.
    */
   begin(of: {
     machine: Machine;
@@ -152,6 +156,7 @@ export class SnapshotStore {
     persistent: boolean;
     objects: SnapshotFile['objects'];
   }): Snapshot {
+    if (!of.persistent) this.#assertRoomBesidePages(of.machine);
     const number = this.#nextSnapshot++;
     const id = `s${number}`;
     const file: SnapshotFile = {
@@ -340,6 +345,17 @@ export class SnapshotStore {
       if (inherits) heirs.push(file.id);
     }
     return heirs;
+  }
+
+  /** So that neither a pause is begun that can't succeed, nor QEMU asked to write to a full disk. */
+  #assertRoomBesidePages(machine: Machine): void {
+    const { bavail, bsize } = fs.statfsSync(this.#state.run);
+    const pageMapBytes = (machine.memoryBytes / PAGE_BYTES) * Uint16Array.BYTES_PER_ELEMENT;
+    if (bavail * bsize >= DEVICE_STATE_BYTES_MAX + pageMapBytes) return;
+    throw new SnowforkError(
+      'SF_LAYERS_FULL',
+      'the tmpfs for layers is full: delete snapshots or raise layersBytesMax',
+    );
   }
 
   #makeFolder(id: string, persistent: boolean): string {

@@ -189,14 +189,15 @@ export class Families {
     ticket.use();
     const calledAt = performance.now();
     const { snapshot, freezing, starting } = await vm.inTurn(async () => {
-      const snapshot = this.#beginSnapshot(vm, false);
-      snapshot.holders.add(ticket.id);
-      // The clones' QEMUs are made ready while the parent is being frozen.
-      const descent = this.#descentFrom(snapshot, vm);
-      const answer = { id: 0, ticket: ticket.info() };
-      const frozen = this.#freeze(vm, snapshot, caller, answer, signal);
-      const starting = this.#startClones(snapshot, ticket, descent, calledAt, signal, frozen);
+      let starting: Promise<ForkResult['clones']> | undefined;
       try {
+        const snapshot = this.#beginSnapshot(vm, false);
+        snapshot.holders.add(ticket.id);
+        const answer = { id: 0, ticket: ticket.info() };
+        const frozen = this.#freeze(vm, snapshot, caller, answer, signal);
+        // The clones' QEMUs are made ready while the parent is being frozen.
+        const descent = this.#descentFrom(snapshot, vm);
+        starting = this.#startClones(snapshot, ticket, descent, calledAt, signal, frozen);
         return { snapshot, freezing: await frozen, starting };
       } catch (error) {
         // Without a frozen parent there was no fork. When its QEMUs are gone the ticket is as it was.

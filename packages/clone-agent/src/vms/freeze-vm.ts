@@ -7,6 +7,7 @@ import fs from 'node:fs';
 import { type FreezeTimes, SnowforkError } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { type MemoryFreeze, prepareFreeze } from '../freeze/freeze-memory.js';
+import { layerFailure } from '../freeze/layer-stack.js';
 import { findNoteLocation, type NoteLocation } from '../freeze/vmcoreinfo.js';
 import { encodeResponse, type GuestChannel, type PendingRequest } from '../guest/channel.js';
 import {
@@ -76,7 +77,8 @@ export async function freezeVm(
     return { times: snapshot.freeze };
   } catch (error) {
     store.abandon(snapshot);
-    throw SnowforkError.from(error);
+    const { code } = error as NodeJS.ErrnoException;
+    throw code === 'ENOSPC' ? layerFailure(error) : SnowforkError.from(error);
   } finally {
     letGo();
   }
