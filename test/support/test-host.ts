@@ -43,6 +43,8 @@ export async function hostApart(
   // Hard links: layers are never written again, and they are large and sparse.
   const shares = ['images', 'snapshots', 'layers'].map((folder) => path.join(testState, folder));
   execFileSync('cp', ['-al', ...shares, state]);
+  // What the probe of the accelerator found out takes seconds to find out again.
+  execFileSync('cp', ['--parents', 'cache/accelerator.json', state], { cwd: testState });
   fs.writeFileSync(path.join(state, 'settings.json'), JSON.stringify(settings));
   const host = await connectOwned(state);
   const dispose = async () => {

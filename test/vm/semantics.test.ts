@@ -9,6 +9,7 @@ import {
   describeVms,
   endAll,
   endVms,
+  guestSidePid,
   rejection,
   Screen,
   Steady,
@@ -238,10 +239,7 @@ describeVms('forks', () => {
   it('of a guest whose guest side does not answer fail, and work again when it does', async () => {
     const parent = await host.launch('minimal');
     const own = await Steady.start(parent, { mebibytes: 2, who: 'own' });
-    const pid = await sh(
-      parent,
-      'ps | grep "[/]sf-guestd" | head -n 1 | sed "s/^ *//" | cut -d" " -f1',
-    );
+    const pid = await guestSidePid(parent);
     // Not by exec, which needs sf-guestd itself.
     await using screen = await Screen.open(parent);
     await screen.type(`kill -STOP ${pid}; echo is-$((1+1))`, 'is-2');
