@@ -41,7 +41,9 @@ export async function hostApart(
   await shared.close();
   const state = fs.mkdtempSync(path.join(path.dirname(testState), 'sfa-'));
   // Hard links: layers are never written again, and they are large and sparse.
-  const shares = ['images', 'snapshots', 'layers'].map((folder) => path.join(testState, folder));
+  const shares = ['images', 'snapshots', 'layers', 'cache'].map((folder) =>
+    path.join(testState, folder),
+  );
   execFileSync('cp', ['-al', ...shares, state]);
   // What the probe of the accelerator found out takes seconds to find out again.
   execFileSync('cp', ['--parents', 'cache/accelerator.json', state], { cwd: testState });
