@@ -40,13 +40,12 @@ export async function hostApart(
   const shared = await testHost(...images);
   await shared.close();
   const state = fs.mkdtempSync(path.join(path.dirname(testState), 'sfa-'));
-  // Hard links: layers are never written again, and they are large and sparse.
+  // Hard links: layers are never written again, and they are large and sparse. The cache saves builds
+  // their downloads, and every agent the seconds of probing its accelerator.
   const shares = ['images', 'snapshots', 'layers', 'cache'].map((folder) =>
     path.join(testState, folder),
   );
   execFileSync('cp', ['-al', ...shares, state]);
-  // What the probe of the accelerator found out takes seconds to find out again.
-  execFileSync('cp', ['--parents', 'cache/accelerator.json', state], { cwd: testState });
   fs.writeFileSync(path.join(state, 'settings.json'), JSON.stringify(settings));
   const host = await connectOwned(state);
   const dispose = async () => {
