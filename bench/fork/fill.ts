@@ -1,7 +1,6 @@
 // How fast a new clone fills memory that was free when it was forked. Two ways: one large memset by a
-// program (the guest's kernel gives it huge pages), and a file in the guest's memory (4 KiB at a time).
-// Both again in the same clone, in memory that the first time has left: what the processor's emulation
-// takes by itself.
+// program, and a file in the guest's memory, written by the guest's kernel. Both again in the same
+// clone, in memory that the first time has left: what the guest and its processor take by themselves.
 
 import type { Host, Vm } from '@snowfork/sdk';
 import { benchImage, endHost, startHost } from '../support/bench-host.js';

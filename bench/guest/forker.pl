@@ -59,7 +59,7 @@ sub change ($mib) {
     return ();
 }
 
-# One call of memset, as nothing else in a guest without compiler touches pages as fast.
+# One call of memset: nothing else in a guest without a compiler touches pages as fast.
 sub fill ($mib) {
     my $started = now_s();
     my $filled = "\1" x ($mib * MIB);
