@@ -138,10 +138,12 @@ export class Agent implements AgentService {
       version: VERSION,
     });
     const startTime = processStartTime(process.pid);
+    const { agentFile } = this.#state;
     fs.writeFileSync(
-      this.#state.agentFile,
+      `${agentFile}.new`,
       JSON.stringify({ pid: process.pid, startTime, version: VERSION }),
     );
+    fs.renameSync(`${agentFile}.new`, agentFile);
     this.#log.info({ pid: process.pid, state: this.#state.root }, 'the agent is ready');
   }
 
@@ -303,8 +305,9 @@ export class Agent implements AgentService {
 /** Ends what a dead agent left behind. */
 async function cleanUp(state: StateFolder, journal: ProcessJournal, log: Logger): Promise<void> {
   if (fs.existsSync(state.agentFile)) {
-    const { pid } = JSON.parse(fs.readFileSync(state.agentFile, 'utf8'));
-    log.warn({ pid }, 'the agent before this one died; ending what it left');
+    // Whatever it holds, it must not keep this agent from starting.
+    const left = fs.readFileSync(state.agentFile, 'utf8');
+    log.warn({ left }, 'the agent before this one died; ending what it left');
   }
   const killed = journal.killLeftOver();
   if (killed > 0) log.warn({ killed }, 'processes of the dead agent were killed');

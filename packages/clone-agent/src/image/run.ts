@@ -125,7 +125,8 @@ export function runConfined(
   const namespaces = ['--mount', '--pid', '--fork', '--kill-child'];
   const where = options.root === undefined ? [] : [`--root=${options.root}`, '--wd=/'];
   const parameters = [...namespaces, ...where, '--mount-proc', '--', ...command];
-  return run('unshare', parameters, context, { label: command[0], ...options });
+  const withAgent = ['--pdeathsig', 'KILL', '--', 'unshare'];
+  return run('setpriv', [...withAgent, ...parameters], context, { label: command[0], ...options });
 }
 
 function environmentOf(options: RunOptions): NodeJS.ProcessEnv {
@@ -150,6 +151,7 @@ const PACKAGE_OF: Readonly<Record<string, string>> = {
   mksquashfs: 'squashfs-tools',
   depmod: 'kmod',
   unshare: 'util-linux',
+  setpriv: 'util-linux',
   'dpkg-deb': 'dpkg',
   'apt-get': 'apt',
   'apt-cache': 'apt',
