@@ -1,165 +1,163 @@
-// The agent's own life, and what it leaves: images that fail or change, ends in order and by kill -9.
-// Each test has an agent apart, which it may break.
+// The life of an agent: what it leaves when it is ended, or dies, and who else may run. Each test has
+// an agent of its own.
 
-import { execFileSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
 import { connect, type Host } from '@snowfork/sdk';
+import { AGENT_EXIT_TAKEN } from '@snowfork/sdk/api';
 import { afterEach, expect, it } from 'vitest';
-import { describeVms, rejection, sh } from '../fixtures/guests.js';
+import { clonesOf, describeVms, rejection, Steady, sh } from '../fixtures/guests.js';
 import { eventually } from '../support/eventually.js';
 import { hostApart } from '../support/test-host.js';
 
-type Apart = Awaited<ReturnType<typeof hostApart>>;
+const program = path.resolve(import.meta.dirname, '../../packages/clone-agent/dist/main.js');
 
 describeVms('an agent', () => {
-  let apart: Apart | undefined;
+  let apart: Awaited<ReturnType<typeof hostApart>> | undefined;
+  let next: Host | undefined;
 
   afterEach(async () => {
+    // Whichever agent runs now.
+    await next?.shutDown().catch(() => {});
+    await next?.close();
+    next = undefined;
     await apart?.dispose();
     apart = undefined;
   });
 
-  /** A file of an image that differs from `minimal` by these lines. */
-  function declare(state: string, name: string, lines: string): string {
-    const file = path.join(state, `${name}.yaml`);
-    fs.writeFileSync(file, `description: a test\nsystem: busybox\nmemory: 128M\n${lines}`);
-    return file;
-  }
-
-  function everything(state: string): string[] {
-    const folders = ['images', 'snapshots', 'layers'];
-    return folders.flatMap((folder) => fs.readdirSync(path.join(state, folder))).sort();
-  }
-
-  it('names the step of a build that fails, and leaves nothing half-made', async () => {
-    apart = await hostApart({ warmPoolSize: 0 }, 'minimal');
-    const { host, state } = apart;
-    const before = everything(state);
-    const file = declare(state, 'broken', 'commands: ["echo these are its words; exit 3"]\n');
-    const error = await rejection(host.buildImage({ name: 'broken', file }));
-    expect(error).toMatchObject({ code: 'SF_IMAGE_BUILD_FAILED' });
-    expect(error.message).toContain('commands');
-    expect(error.message).toContain('these are its words');
-    expect(everything(state)).toEqual(before);
-    expect(fs.readdirSync(path.join(state, 'cache')).filter((f) => f.startsWith('build-'))).toEqual(
-      [],
-    );
-    expect((await host.images()).map(({ name }) => name)).not.toContain('broken');
-  });
-
-  it('shows the console of an image that does not come up, and keeps the older one', async () => {
-    apart = await hostApart({ warmPoolSize: 0 }, 'minimal');
-    const { host, state } = apart;
-    const file = declare(state, 'mute', 'warm: ["echo last words >&2; exit 9"]\n');
-    const error = await rejection(host.buildImage({ name: 'mute', file }));
-    expect(error).toMatchObject({ code: 'SF_IMAGE_BUILD_FAILED' });
-    expect(error.message).toContain('last words');
-    expect((await host.images()).map(({ name }) => name)).not.toContain('mute');
-    await using vm = await host.launch('minimal');
-    expect(await sh(vm, 'echo runs')).toContain('runs');
-  });
-
-  it('gives up a build whose caller has gone, and leaves nothing', async () => {
-    apart = await hostApart({ warmPoolSize: 0 }, 'minimal');
-    const { host, state } = apart;
-    const before = everything(state);
-    const caller = new AbortController();
-    const file = declare(state, 'gone', 'commands: ["sleep 1000"]\n');
-    const onProgress = ({ step }: { step: string }) => {
-      if (step === 'commands') caller.abort();
-    };
-    const building = host.buildImage({ name: 'gone', file }, { onProgress, signal: caller.signal });
-    expect(await rejection(building)).toMatchObject({ code: 'SF_ABORTED' });
-    await eventually(async () => {
-      const cache = fs.readdirSync(path.join(state, 'cache'));
-      expect(cache.filter((name) => name.startsWith('build-'))).toEqual([]);
-    });
-    expect(everything(state)).toEqual(before);
-  });
-
-  it('builds an unchanged image once, and a changed one beside VMs of the older', async () => {
-    apart = await hostApart({ warmPoolSize: 0 }, 'minimal');
-    const { host, state } = apart;
-    const text = (words: string) => `files: [{ target: /words, text: "${words}" }]\n`;
-    const file = declare(state, 'changing', text('old'));
-    const first = await host.buildImage({ name: 'changing', file });
-    expect(first.unchanged).toBe(false);
-    await using old = await host.launch('changing');
-    expect(await host.buildImage({ name: 'changing', file })).toEqual({
-      ...first,
-      unchanged: true,
-    });
-    declare(state, 'changing', text('new'));
-    const second = await host.buildImage({ name: 'changing', file });
-    expect(second).toMatchObject({ unchanged: false });
-    await using young = await host.launch('changing');
-    expect([await sh(old, 'cat /words'), await sh(young, 'cat /words')]).toEqual(['old', 'new']);
-    expect(await rejection(host.removeImage('changing'))).toMatchObject({
-      code: 'SF_SNAPSHOT_IN_USE',
-      details: { users: [young.id] },
-    });
-    await old.kill();
-    await eventually(async () => {
-      const ids = (await host.snapshots()).map(({ id }) => id);
-      expect(ids).not.toContain(first.image.snapshot);
-    });
-  });
-
-  it('that is ended leaves no process, mount or socket', async () => {
-    apart = await hostApart({ warmPoolSize: 1 }, 'minimal');
+  /** An agent with a VM and a clone of it, two warm QEMUs and its pager. */
+  async function busyAgent() {
+    apart = await hostApart({ warmPoolSize: 2 }, 'minimal');
     const { host, state } = apart;
     const vm = await host.launch('minimal');
-    await vm.fork(2);
-    const pids = await processesOf(host);
-    expect(pids.length).toBeGreaterThanOrEqual(5);
+    const steady = await Steady.start(vm, { mebibytes: 2, who: 'parent' });
+    const [clone] = clonesOf(await vm.fork(1));
+    await eventually(async () => expect((await host.stats()).pool.ready).toBe(2));
     const { pid } = await host.info();
+    const started = startedBy(state);
+    expect(started.length).toBe(2 + 2 + 1);
+    expect(mountsBelow(state)).toHaveLength(2);
+    return { host, state, vm, clone: clone!, steady, pid, started };
+  }
+
+  it('that is terminated ends all it started, and leaves nothing mounted', async () => {
+    const { host, state, vm, clone, pid, started } = await busyAgent();
+    const command = rejection(vm.exec('sleep 1000'));
+    const join = host.join(clone.initialInfo.ticket!);
+    await sh(vm, 'until ps | grep -q "[s]leep 1000"; do usleep 10000; done');
     process.kill(pid, 'SIGTERM');
-    await eventually(async () => expect([pid, ...pids].filter(isAlive)).toEqual([]));
+    // Whoever waits is told.
+    expect(await join).toMatchObject([{ reason: 'killed: the agent was shut down' }]);
+    expect((await command).code).toMatch(/^SF_(VM_GONE|ABORTED|AGENT_UNREACHABLE)$/);
+    await eventually(() => expect([pid, ...started].filter(isRunning)).toEqual([]));
     expect(mountsBelow(state)).toEqual([]);
-    expect(fs.existsSync(path.join(state, 'agent.sock'))).toBe(false);
+    expect(fs.readdirSync(path.join(state, 'run'))).toEqual([]);
+    expect(startedBy(state)).toEqual([]);
+    for (const file of ['agent.json', 'agent.sock']) {
+      expect(fs.existsSync(path.join(state, file))).toBe(false);
+    }
   });
 
-  it('that was killed is followed by one that ends what it left, and works', async () => {
-    apart = await hostApart({ warmPoolSize: 1 }, 'minimal');
-    const { host, state } = apart;
-    const vm = await host.launch('minimal');
-    await vm.fork(2);
-    const pids = await processesOf(host);
-    const { pid } = await host.info();
+  it('that is killed leaves its VMs to the next one, which ends them and works', async () => {
+    const { state, pid, started } = await busyAgent();
     process.kill(pid, 'SIGKILL');
-    await eventually(async () => expect(isAlive(pid)).toBe(false));
-    expect(pids.filter(isAlive).length).toBeGreaterThan(0);
-    await using next = await connect({ stateFolder: state });
-    expect(pids.filter(isAlive)).toEqual([]);
-    const again = await next.launch('minimal');
-    expect(await sh(again, 'echo works')).toContain('works');
-    await next.shutDown();
-    expect(mountsBelow(state)).toEqual([]);
+    await eventually(() => expect(isRunning(pid)).toBe(false));
+    expect(started.filter(isRunning)).toEqual(started);
+    // As if it had died while it wrote.
+    fs.writeFileSync(path.join(state, 'agent.json'), '{"pid":');
+    next = await connect({ stateFolder: state });
+    await eventually(() => expect(started.filter(isRunning)).toEqual([]));
+    expect(mountsBelow(state)).toHaveLength(2);
+    expect(await next.vms({ all: true })).toEqual([]);
+    expect((await next.images()).map(({ name }) => name)).toContain('minimal');
+    const vm = await next.launch('minimal');
+    const [clone] = clonesOf(await vm.fork(1));
+    expect(await sh(clone!, 'echo here')).toBe('here');
   });
 
-  it('is the only one of its state folder', async () => {
+  it('that is killed while it builds an image leaves nothing half-made to the next one', async () => {
     apart = await hostApart({ warmPoolSize: 0 }, 'minimal');
     const { host, state } = apart;
+    const before = contents(state);
+    const file = path.join(state, 'declared.yaml');
+    fs.writeFileSync(file, `system: busybox\ncommands: [echo ${state} && sleep 1000]\n`);
     const { pid } = await host.info();
+    const steps: string[] = [];
+    const onProgress = ({ step }: { step: string }) => {
+      steps.push(step);
+      if (step === 'commands') process.kill(pid, 'SIGKILL');
+    };
+    await rejection(host.buildImage({ name: 'declared', file }, { onProgress }));
+    expect(steps).toContain('commands');
+    expect(contents(state)).not.toEqual(before);
+    next = await connect({ stateFolder: state });
+    expect(contents(state)).toEqual(before);
+    await eventually(() => expect(processesWith(`echo ${state}`)).toEqual([]));
+  });
+
+  it('is alone with its state folder: a second one is refused and harms nobody', async () => {
+    const { host, state, vm, steady, pid } = await busyAgent();
     const hosts = await Promise.all([1, 2, 3].map(() => connect({ stateFolder: state })));
-    const pids = await Promise.all(hosts.map(async (each) => (await each.info()).pid));
-    expect(pids).toEqual([pid, pid, pid]);
-    await Promise.all(hosts.map((each) => each.close()));
+    for (const other of hosts) expect((await other.info()).pid).toBe(pid);
+    await Promise.all(hosts.map((other) => other.close()));
+    const second = spawn(process.execPath, [program], {
+      env: { ...process.env, SNOWFORK_STATE: state },
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    let words = '';
+    second.stdout.on('data', (chunk) => {
+      words += chunk;
+    });
+    expect(await once(second, 'close')).toEqual([AGENT_EXIT_TAKEN, null]);
+    expect(words).toContain('an agent runs already for');
+    expect(await steady.hash()).toBe(steady.expectedHash());
+    expect(clonesOf(await vm.fork(1))).toHaveLength(1);
+    expect((await host.info()).pid).toBe(pid);
+  });
+
+  it('whose settings are wrong does not start, and names the key', async () => {
+    apart = await hostApart({ warmPoolSize: 0 }, 'minimal');
+    const { host, state } = apart;
+    await host.shutDown();
+    const settings = path.join(state, 'settings.json');
+    for (const [text, words] of [
+      ['{"warmPoolSize":-1}', 'warmPoolSize'],
+      ['{"warmPool":3}', 'warmPool'],
+      ['{"warmPoolSize":', 'is no JSON'],
+      ['[]', 'settings.json'],
+    ] as const) {
+      fs.writeFileSync(settings, text);
+      const error = await rejection(connect({ stateFolder: state }));
+      expect(error).toMatchObject({ code: 'SF_AGENT_UNREACHABLE' });
+      expect(error.message).toContain(words);
+    }
+    fs.writeFileSync(settings, '{"warmPoolSize":0}');
+    next = await connect({ stateFolder: state });
+    expect(await next.vms()).toEqual([]);
+  });
+
+  it('whose pager is killed starts another: VMs wait for pages and get the right ones', async () => {
+    const { host, clone, steady, started } = await busyAgent();
+    const inherited = steady.inherited(clone);
+    const { pid } = (await host.stats()).pager;
+    expect(started).toContain(pid);
+    process.kill(pid, 'SIGKILL');
+    for (const one of [inherited, steady]) expect(await one.hash()).toBe(one.expectedHash());
+    expect((await host.stats()).pager.pid).not.toBe(pid);
+    const [grandchild] = clonesOf(await clone.fork(1));
+    const late = inherited.inherited(grandchild!);
+    expect(await late.hash()).toBe(late.expectedHash());
   });
 });
 
-/** QEMUs of VMs, the warm pool's, and the pager. */
-async function processesOf(host: Host): Promise<number[]> {
-  await eventually(async () => expect((await host.stats()).pool.ready).toBe(1));
-  const agent = (await host.info()).pid;
-  const children = execFileSync('ps', ['-o', 'pid=', '--ppid', String(agent)], {
-    encoding: 'utf8',
-  });
-  return children.trim().split(/\s+/).map(Number).filter(isAlive);
+/** Processes that the agent has written down. */
+function startedBy(state: string): number[] {
+  return fs.readdirSync(path.join(state, 'processes')).map(Number);
 }
 
-function isAlive(pid: number): boolean {
+function isRunning(pid: number): boolean {
   try {
     return !/^State:\s+Z/m.test(fs.readFileSync(`/proc/${pid}/status`, 'utf8'));
   } catch {
@@ -167,7 +165,26 @@ function isAlive(pid: number): boolean {
   }
 }
 
-function mountsBelow(folder: string): string[] {
-  const mounts = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
-  return mounts.map((line) => line.split(' ')[4] ?? '').filter((mount) => mount.startsWith(folder));
+/** Processes whose arguments hold these words. */
+function processesWith(words: string): string[] {
+  return fs.readdirSync('/proc').filter((name) => {
+    if (!/^\d+$/.test(name) || Number(name) === process.pid) return false;
+    try {
+      return fs.readFileSync(`/proc/${name}/cmdline`, 'utf8').includes(words);
+    } catch {
+      return false;
+    }
+  });
+}
+
+function mountsBelow(state: string): string[] {
+  const lines = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
+  return lines.filter((line) => line.split(' ')[4]?.startsWith(`${state}/`));
+}
+
+/** What an image build may leave. */
+function contents(state: string): string[] {
+  const folders = ['images', 'snapshots', 'layers'];
+  const builds = fs.readdirSync(path.join(state, 'cache')).filter((name) => /^build-/.test(name));
+  return [...folders.flatMap((name) => fs.readdirSync(path.join(state, name))), ...builds].sort();
 }
