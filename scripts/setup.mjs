@@ -21,9 +21,10 @@ const debianPackages = {
 };
 const NODE_MAJOR_MIN = 20;
 
-export function setUp() {
+/** `more`: packages beside those that Snowfork itself needs. */
+export function setUp(more = {}) {
   checkNode();
-  installDebianPackages();
+  installDebianPackages({ ...debianPackages, ...more });
   installNpmPackages();
   build();
 }
@@ -35,8 +36,8 @@ function checkNode() {
   }
 }
 
-function installDebianPackages() {
-  const missing = Object.entries(debianPackages)
+function installDebianPackages(packages) {
+  const missing = Object.entries(packages)
     .filter(([, program]) => !isInPath(program))
     .map(([name]) => name);
   if (missing.length === 0) return;

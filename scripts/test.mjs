@@ -8,7 +8,8 @@ import os from 'node:os';
 import path from 'node:path';
 import { root, setUp } from './setup.mjs';
 
-setUp();
+// The documentation's lines for curl are run.
+setUp({ curl: 'curl' });
 const results = path.join(fs.mkdtempSync(path.join(os.tmpdir(), 'snowfork-test-')), 'results.json');
 const vitest = path.join(root, 'node_modules/vitest/vitest.mjs');
 const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${results}`];
