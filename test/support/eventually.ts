@@ -7,6 +7,6 @@ const DEADLINE_MS = 20_000;
 const POLL_MS = 10;
 
 /** Resolves when `check` passes; rejects with its last complaint. */
-export async function eventually(check: () => void): Promise<void> {
+export async function eventually(check: () => void | Promise<void>): Promise<void> {
   await vi.waitFor(check, { timeout: DEADLINE_MS, interval: POLL_MS });
 }
