@@ -23,6 +23,7 @@ const good: HostFacts = {
   seccomp: true,
   user: { id: 0, mayMount: true, inNamespace: false, namespaces: true },
   fuse: 'ok',
+  qemuNamed: undefined,
   programs: {
     'qemu-system-x86_64': '/usr/bin/qemu-system-x86_64',
     mount: '/usr/bin/mount',
@@ -103,6 +104,16 @@ describe('the host', () => {
     const user = { id: 1000, mayMount: false, inNamespace: false };
     expect(judged('user', { user: { ...user, namespaces: true } }).mend).toContain('unshare');
     expect(judged('user', { user: { ...user, namespaces: false } }).mend).not.toContain('unshare');
+  });
+
+  test('is told which QEMU was named in vain', () => {
+    const programs = { ...good.programs, 'qemu-system-x86_64': undefined };
+    const check = judged('qemu', { programs, qemuNamed: '/nowhere/qemu' });
+    expect(check).toMatchObject({
+      status: 'fail',
+      message: expect.stringContaining('/nowhere/qemu'),
+      mend: expect.not.stringContaining('apt-get'),
+    });
   });
 
   test('is told the Debian packages of what is missing', () => {

@@ -79,13 +79,18 @@ export class Agent implements AgentService {
     const settings = readSettings(options.state.settingsFile, options.environment);
     const journal = new ProcessJournal(path.join(options.state.root, 'processes'));
     await cleanUp(options.state, journal, options.log);
-    await prepareStateFolder(options.state, settings.layersBytesMax);
-    const hypervisor = await Hypervisor.start({ ...options, settings, journal });
-    const pager = await PagerKeeper.start({ ...options, journal });
-    warmFreezeReserve();
-    const agent = new Agent(options, { settings, journal, hypervisor, pager });
-    await agent.#open();
-    return agent;
+    try {
+      await prepareStateFolder(options.state, settings.layersBytesMax);
+      const hypervisor = await Hypervisor.start({ ...options, settings, journal });
+      const pager = await PagerKeeper.start({ ...options, journal });
+      warmFreezeReserve();
+      const agent = new Agent(options, { settings, journal, hypervisor, pager });
+      await agent.#open();
+      return agent;
+    } catch (error) {
+      await endLeftOver(options.state, journal);
+      throw error;
+    }
   }
 
   private constructor(
@@ -309,12 +314,18 @@ async function cleanUp(state: StateFolder, journal: ProcessJournal, log: Logger)
     const left = fs.readFileSync(state.agentFile, 'utf8');
     log.warn({ left }, 'the agent before this one died; ending what it left');
   }
-  const killed = journal.killLeftOver();
+  const killed = await endLeftOver(state, journal);
   if (killed > 0) log.warn({ killed }, 'processes of the dead agent were killed');
-  await unmountAll(state.mount);
-  await unmountAll(state.run);
   fs.rmSync(state.socket, { force: true });
   Images.removeHalfBuilt(state);
+}
+
+/** Processes and mounts of an agent that died, or of this one when it cannot start. */
+async function endLeftOver(state: StateFolder, journal: ProcessJournal): Promise<number> {
+  const killed = journal.killLeftOver();
+  await unmountAll(state.mount);
+  await unmountAll(state.run);
+  return killed;
 }
 
 function decodeEnd(end: RawEnd): End {

@@ -39,6 +39,8 @@ export interface HostFacts {
   };
   /** `ok`, or the error's code. */
   readonly fuse: string;
+  /** What SNOWFORK_QEMU names, if it is set: that and no other is used. */
+  readonly qemuNamed: string | undefined;
   /** Where each program is; undefined: not found. */
   readonly programs: Readonly<Record<string, string | undefined>>;
   readonly memory: { readonly totalBytes: number; readonly availableBytes: number };
@@ -65,6 +67,7 @@ export async function readFacts(environment: NodeJS.ProcessEnv): Promise<HostFac
       namespaces: mayMakeNamespaces(),
     },
     fuse: tryToOpen('/dev/fuse'),
+    qemuNamed: environment.SNOWFORK_QEMU || undefined,
     programs: findPrograms(environment),
     memory: readMemory(),
     cgroups: readCgroups(read('/proc/self/mountinfo'), (file) => read(file)),

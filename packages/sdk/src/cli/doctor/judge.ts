@@ -105,8 +105,12 @@ function judgeFuse({ fuse }: HostFacts): DoctorCheck {
 }
 
 /** The agent's own check of the same name says more, and takes the place of this one. */
-function judgeQemu({ programs }: HostFacts): DoctorCheck {
+function judgeQemu({ programs, qemuNamed }: HostFacts): DoctorCheck {
   const path = programs[PROGRAMS.qemu[0]];
+  if (path === undefined && qemuNamed !== undefined) {
+    const message = `SNOWFORK_QEMU names ${qemuNamed}, which cannot be run`;
+    return fail('qemu', message, 'let it name a QEMU, or unset it');
+  }
   const absent = PROGRAMS.mounts.filter((name) => programs[name] === undefined);
   if (path !== undefined && absent.length === 0) return ok('qemu', path);
   const missing = path === undefined ? [...PROGRAMS.qemu, ...absent] : absent;
