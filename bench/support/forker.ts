@@ -69,10 +69,10 @@ export class Forker {
       await delay(POLL_MS);
       for (const info of await this.#host.vms({ all: true })) {
         if (info.ticket !== ticket || clones.has(info.id)) continue;
-        if (info.state === 'ended') throw new Error(`clone ${info.id} was lost`);
         if (info.times?.programMs === undefined) continue;
         clones.set(info.id, { info, use: processorUse(info.pid!) });
       }
+      await this.#assertNoneLost(ticket);
       if (performance.now() > deadline) throw new Error(`${clones.size} of ${count} clones spoke`);
     }
     await killAll(this.#host, [...clones.keys()]);
@@ -82,6 +82,13 @@ export class Forker {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.vm[Symbol.asyncDispose]();
     await this.#process[Symbol.asyncDispose]();
+  }
+
+  /** Also of those that never became a VM. */
+  async #assertNoneLost(ticket: string): Promise<void> {
+    const slots = await this.#host.join(ticket, { timeoutMs: 0 });
+    const lost = slots.find((slot) => slot.status === 'lost');
+    if (lost !== undefined) throw new Error(`clone ${lost.cloneId} was lost: ${lost.reason}`);
   }
 
   async #answer(): Promise<string> {

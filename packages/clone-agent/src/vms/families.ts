@@ -287,7 +287,7 @@ export class Families {
         const error = SnowforkError.from(cause, 'SF_CLONE_FAILED');
         const reason = `it did not come up: ${error.message}`;
         if (await isFrozen) ticket.settle(cloneId, { reason });
-        return { status: 'rejected', cloneId, error: error.toJSON() };
+        return { status: 'rejected', cloneId, error };
       } finally {
         if (await isFrozen) ticket.reservation.release(1);
       }
