@@ -9,7 +9,7 @@ import { GUEST_FILES } from './root.js';
 import { hasNode, type ImageSpec } from './spec.js';
 
 /** Raised when the builder itself makes something else of the same declared file. */
-const BUILDER_VERSION = 1;
+const BUILDER_VERSION = 2;
 
 /** @throws SnowforkError SF_IMAGE_BUILD_FAILED when the guest SDK is needed and not compiled. */
 export async function hashImage(

@@ -164,6 +164,8 @@ const COMMAND_LINE = [
   // For the same reason pages are not filled with zeros before something else is read into them:
   // in a clone each page that is written is one more of its own.
   'init_on_alloc=0',
+  // Pressure statistics are kept at every switch of tasks: code that each clone would translate anew.
+  'psi=0',
   // A VM that was stopped, or whose processor waits for a page, is not locked up.
   'nowatchdog',
   'rcupdate.rcu_cpu_stall_suppress=1',

@@ -81,7 +81,8 @@ export class Families {
   async launch(image: string, snapshot: Snapshot, signal: AbortSignal): Promise<VmInfo> {
     const ticket = this.#ticket(undefined, 1, snapshot.file.machine, 0);
     const calledAt = performance.now();
-    const [clone] = await this.#startClones(snapshot, ticket, { image }, calledAt, signal);
+    const descent = { image, launched: true };
+    const [clone] = await this.#startClones(snapshot, ticket, descent, calledAt, signal);
     if (clone?.status === 'fulfilled') return clone.vm;
     throw SnowforkError.from(clone?.error);
   }
@@ -436,8 +437,9 @@ export class Families {
         this.killTicket(this.tickets.get(parse('kill', params).ticket, vm.id));
         return answer(null);
       case 'info': {
-        const { parent, cloneId = 0 } = vm.descent;
-        return answer({ vm: vm.id, id: cloneId, family: vm.family, ...(parent ? { parent } : {}) });
+        const { id, cloneId, family } = vm;
+        const { parent } = vm.descent;
+        return answer({ vm: id, id: cloneId, family, ...(parent === undefined ? {} : { parent }) });
       }
     }
   }

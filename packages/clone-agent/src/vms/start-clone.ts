@@ -47,7 +47,7 @@ export async function runClone(vm: Vm, start: CloneStart): Promise<void> {
     const facts = {
       fork: vm.id,
       role: 'clone',
-      id: vm.descent.cloneId ?? 0,
+      id: vm.cloneId,
       hostname: vm.id,
       entropy: randomBytes(ENTROPY_BYTES),
     } as const;

@@ -22,6 +22,8 @@ export interface Descent {
   /** With `ticket`: which of its slots this VM fills. */
   readonly cloneId?: number;
   readonly ticket?: string;
+  /** Nobody's clone: its ticket is an affair of the agent's own. */
+  readonly launched?: boolean;
 }
 
 export type RawEnd =
@@ -86,6 +88,12 @@ export class Vm {
     return this.descent.family ?? this.id;
   }
 
+  /** Its id within its ticket; 0 for nobody's clone. */
+  get cloneId(): number {
+    const { launched, cloneId } = this.descent;
+    return launched === true || cloneId === undefined ? 0 : cloneId;
+  }
+
   /** Resolves when the VM has ended, whatever the reason. */
   get ended(): Promise<RawEnd> {
     return this.#ended.promise;
@@ -98,15 +106,15 @@ export class Vm {
   }
 
   info(): VmInfo {
-    const { image, parent, cloneId, ticket } = this.descent;
+    const { image, parent, ticket } = this.descent;
+    const { cloneId } = this;
     return {
       id: this.id,
       image,
       snapshot: this.base.file.id,
       ...(parent === undefined ? {} : { parent }),
       family: this.family,
-      ...(cloneId === undefined ? {} : { cloneId }),
-      ...(ticket === undefined ? {} : { ticket }),
+      ...(cloneId === 0 || ticket === undefined ? {} : { cloneId, ticket }),
       state: this.state,
       ...(this.pid === undefined ? {} : { pid: this.pid }),
       startedAt: this.startedAt,

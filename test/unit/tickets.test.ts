@@ -1,0 +1,95 @@
+// Tickets: each slot settles once, a ticket serves one fork, and room is given back once.
+
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import {
+  TICKET_LIFETIME_MS,
+  TICKET_VALUES_BYTES_MAX,
+  Tickets,
+} from '../../packages/clone-agent/src/vms/tickets.js';
+
+const never = new AbortController().signal;
+
+describe('a ticket', () => {
+  const release = vi.fn();
+  const create = (granted: number) => new Tickets().create('vm1', 8, { granted, release });
+
+  beforeEach(() => {
+    vi.useFakeTimers();
+    release.mockClear();
+  });
+  afterEach(() => {
+    vi.useRealTimers();
+  });
+
+  it('has as many slots as there is room', () => {
+    expect(create(3).info()).toMatchObject({ asked: 8, clones: 3, used: false });
+  });
+
+  it('settles each slot once: the first word counts', async () => {
+    const ticket = create(2);
+    ticket.settle(1, { value: Buffer.from('first') });
+    ticket.settle(1, { reason: 'late' });
+    ticket.settle(1, { value: Buffer.from('second') });
+    ticket.settle(7, { reason: 'no slot of this ticket' });
+    expect(ticket.slots[0]).toMatchObject({ status: 'exited', value: Buffer.from('first') });
+    expect(ticket.done).toBe(false);
+    ticket.settle(2, { reason: 'crashed' });
+    await ticket.settled(undefined, never);
+    expect(ticket.slots[1]).toMatchObject({ status: 'lost', reason: 'crashed' });
+  });
+
+  it('takes values up to a bound together', () => {
+    const ticket = create(2);
+    ticket.settle(1, { value: Buffer.alloc(TICKET_VALUES_BYTES_MAX) });
+    ticket.settle(2, { value: Buffer.alloc(1) });
+    expect(ticket.slots.map(({ status }) => status)).toEqual(['exited', 'lost']);
+  });
+
+  it('serves one fork, or another when the first did not come off', () => {
+    const ticket = create(1);
+    ticket.use();
+    expect(() => ticket.use()).toThrow(expect.objectContaining({ code: 'SF_TICKET_USED' }));
+    ticket.unuse();
+    ticket.use();
+  });
+
+  it('gives its room back when nobody used it, once', () => {
+    const ticket = create(3);
+    vi.advanceTimersByTime(TICKET_LIFETIME_MS);
+    expect(release.mock.calls).toEqual([[3]]);
+    ticket.giveUp('again');
+    expect(release).toHaveBeenCalledTimes(1);
+    expect(ticket.slots.map(({ status }) => status)).toEqual(['lost', 'lost', 'lost']);
+  });
+
+  it('that is in use does not run out', () => {
+    const ticket = create(1);
+    ticket.use();
+    vi.advanceTimersByTime(2 * TICKET_LIFETIME_MS);
+    expect(release).not.toHaveBeenCalled();
+    expect(ticket.slots[0]?.status).toBe('running');
+  });
+
+  it('is waited for until a time, or until the caller gives up', async () => {
+    const ticket = create(1);
+    const waiting = ticket.settled(50, never);
+    await vi.advanceTimersByTimeAsync(50);
+    await waiting;
+    expect(ticket.done).toBe(false);
+    const caller = new AbortController();
+    const given = ticket.settled(undefined, caller.signal);
+    caller.abort();
+    await expect(given).rejects.toMatchObject({ code: 'SF_ABORTED' });
+  });
+
+  it('is found by its owner and by nobody else', () => {
+    const tickets = new Tickets();
+    const { id } = tickets.create('vm1', 1, { granted: 1, release });
+    expect(tickets.get(id, 'vm1').id).toBe(id);
+    expect(() => tickets.get(id, 'vm2')).toThrow(
+      expect.objectContaining({ code: 'SF_TICKET_NOT_FOUND' }),
+    );
+    tickets.abandonUnusedOf('vm1');
+    expect(tickets.get(id).done).toBe(true);
+  });
+});
