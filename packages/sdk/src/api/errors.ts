@@ -102,6 +102,11 @@ export const errorRegistry = {
     exitCode: 8,
     help: 'A clone did not come up; its siblings are not touched. The message has the reason.',
   },
+  SF_IDENTITY_FAILED: {
+    status: 500,
+    exitCode: 8,
+    help: 'What has to differ between a VM and its clones (random generators, hooks of `sf.onFork`) could not be renewed; the message says what is missing.',
+  },
   SF_IMAGE_BUILD_FAILED: {
     status: 500,
     exitCode: 9,

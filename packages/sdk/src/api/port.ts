@@ -49,6 +49,8 @@ export const FrameType = {
   response: 0x11,
   /** guest: the program's connection is closed. */
   closed: 0x12,
+  /** guest, to each program: this VM was forked. Lines `role=parent|clone`, `id=K`, `generation=N`, which grows. */
+  forked: 0x13,
   /** agent: run a command. NUL-terminated strings: folder, number of arguments, arguments, `NAME=value`… */
   exec: 0x20,
   /** agent: bytes for standard input; END closes it. */

@@ -24,6 +24,7 @@ import {
   type Ticket,
 } from './answers.js';
 import { GuestClient } from './client.js';
+import { type ForkHook, Identity } from './identity.js';
 
 /** What became of one clone. */
 export type CloneResult<T = unknown> =
@@ -43,16 +44,20 @@ export interface JoinOptions {
  */
 const RESULTS_AT_ONCE = 2;
 
-const client = new GuestClient();
+const identity = new Identity();
+const client = new GuestClient((notice) => identity.take(notice));
 
 /**
  * Forks this VM: one call, and it returns in the parent with id 0 and in each clone with its id, 1 to
  * `ticket.clones`. There may be fewer clones than asked for; `ticket.reason` says why.
  *
  * A clone belongs to the program that forked: if that ends without `exit`, the clone is lost.
+ * When the call returns, random generators of this process are renewed and hooks of `onFork` have run,
+ * in parent and clones.
  *
  * @param clones whole number from 1 to 256
- * @throws SnowforkError SF_BAD_REQUEST, SF_NO_ROOM, SF_LAYERS_FULL, SF_CLONE_FAILED, SF_AGENT_UNREACHABLE
+ * @throws SnowforkError SF_BAD_REQUEST, SF_NO_ROOM, SF_LAYERS_FULL, SF_CLONE_FAILED,
+ * SF_IDENTITY_FAILED, SF_AGENT_UNREACHABLE
  * @example
  * const { id, ticket } = await sf.fork(8);
  * if (id > 0) await sf.exit(work(id));
@@ -60,7 +65,7 @@ const client = new GuestClient();
  */
 export async function fork(clones: number): Promise<Fork> {
   assertCloneCount(clones);
-  return readFork(await client.call('fork', { clones }));
+  return await forking('fork', { clones }, readFork);
 }
 
 /**
@@ -80,7 +85,7 @@ export async function requestTicket(clones: number): Promise<Ticket> {
  */
 export async function clone(ticket: Ticket | string): Promise<number> {
   const id = idOf(ticket, 'id', 'a ticket');
-  return readFork(await client.call('clone', { ticket: id })).id;
+  return (await forking('clone', { ticket: id }, readFork)).id;
 }
 
 /**
@@ -90,7 +95,38 @@ export async function clone(ticket: Ticket | string): Promise<number> {
  * @throws SnowforkError SF_LAYERS_FULL, SF_AGENT_UNREACHABLE
  */
 export async function checkpointParent(): Promise<Checkpoint> {
-  return readCheckpoint(await client.call('checkpoint', {}));
+  return await forking('checkpoint', {}, readCheckpoint);
+}
+
+/** Resolves when all that the fork copied is renewed, here and in every clone. */
+async function forking<T extends { readonly id: number }>(
+  method: string,
+  params: object,
+  read: (answer: unknown) => T,
+): Promise<T> {
+  const renewal = identity.begin();
+  try {
+    const answer = read(await client.call(method, params));
+    await renewal.finish(answer.id);
+    return answer;
+  } finally {
+    renewal.end();
+  }
+}
+
+/**
+ * Registers what this program has to renew after a fork, as its seeds, tokens and connections. Hooks
+ * run in the order of their registration, one after the other, in the parent (`role` is `parent`, `id`
+ * 0) and in each clone, whoever asked for the fork, and before a call that forks resolves. A clone in
+ * which one fails is lost; in the parent the call that forks rejects with SF_IDENTITY_FAILED.
+ * @returns a function that takes the hook back
+ * @example
+ * sf.onFork(({ role }) => { if (role === 'clone') pool = connectToDatabase(); });
+ */
+export function onFork(hook: ForkHook): () => void {
+  const takeBack = identity.addHook(hook);
+  client.watch();
+  return takeBack;
 }
 
 /**

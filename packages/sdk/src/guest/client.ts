@@ -5,6 +5,7 @@
 import { connect, type Socket } from 'node:net';
 import { SnowforkError } from '../api/errors.js';
 import {
+  decodeLines,
   encodeMessage,
   FrameReader,
   FrameType,
@@ -13,9 +14,11 @@ import {
   MessageAssembler,
 } from '../api/port.js';
 import { decodeValue, encodeValue } from '../api/value.js';
+import type { ForkNotice } from './identity.js';
 
 /** Requests of this process under way at once. */
 const REQUESTS_MAX = 1024;
+const WATCH_RETRY_MS = 1000;
 
 interface PendingRequest {
   resolve(result: unknown): void;
@@ -24,8 +27,21 @@ interface PendingRequest {
 
 export class GuestClient {
   readonly #pending = new Map<number, PendingRequest>();
+  readonly #onForked: (notice: ForkNotice) => void;
   #socket: Socket | undefined;
+  #watching = false;
   #lastId = 0;
+
+  /** `onForked` is called when this VM was forked, before any answer that came with it is given. */
+  constructor(onForked: (notice: ForkNotice) => void) {
+    this.#onForked = onForked;
+  }
+
+  /** Keeps a connection from now on, so that `onForked` is also called when others fork. */
+  watch(): void {
+    this.#watching = true;
+    if (this.#socket === undefined) this.#open().unref();
+  }
 
   /**
    * Sends a request and resolves with its result as it came. Giving up leaves the request with the
@@ -71,6 +87,10 @@ export class GuestClient {
     socket.on('data', (chunk) => {
       try {
         for (const frame of reader.push(chunk)) {
+          if (frame.type === FrameType.forked) {
+            this.#onForked(readNotice(frame.payload));
+            continue;
+          }
           if (frame.type !== FrameType.response) throw new Error(`a frame of type ${frame.type}`);
           const message = assembler.push(frame);
           if (message !== undefined) this.#settle(message);
@@ -111,7 +131,15 @@ export class GuestClient {
     const lost = [...this.#pending.values()];
     this.#pending.clear();
     for (const pending of lost) pending.reject(error);
+    // Outside a VM there is nothing to watch.
+    if (!this.#watching || (error.cause as NodeJS.ErrnoException)?.code === 'ENOENT') return;
+    setTimeout(() => this.watch(), WATCH_RETRY_MS).unref();
   }
+}
+
+function readNotice(payload: Buffer): ForkNotice {
+  const lines = decodeLines(payload);
+  return { role: lines.get('role') === 'clone' ? 'clone' : 'parent', id: Number(lines.get('id')) };
 }
 
 function connectionError(cause: NodeJS.ErrnoException, path: string): SnowforkError {

@@ -11,6 +11,7 @@ import {
   info,
   join,
   kill,
+  onFork,
   requestTicket,
 } from './calls.js';
 import { map, mapSettled } from './map.js';
@@ -19,6 +20,7 @@ export { type ErrorCode, SnowforkError } from '../api/errors.js';
 export { VALUE_BYTES_MAX } from '../api/port.js';
 export type { Checkpoint, Fork, Info, Ticket } from './answers.js';
 export * from './calls.js';
+export type { ForkHook, ForkNotice } from './identity.js';
 export * from './map.js';
 
 /** All calls under one name: `import { sf } from '@snowfork/sdk/guest'`. */
@@ -32,6 +34,7 @@ export const sf = {
   join,
   kill,
   info,
+  onFork,
   map,
   mapSettled,
 } as const;
