@@ -17,6 +17,7 @@ import {
   FrameType,
   VALUE_BYTES_MAX,
 } from '../../packages/sdk/src/api/port.js';
+import { eventually } from '../support/eventually.js';
 import { connectPeer, type FramePeer, FrameServer } from '../support/fake-port.js';
 
 const guestd = fileURLToPath(
@@ -41,6 +42,7 @@ beforeEach(async () => {
   daemon = spawn(guestd, [
     ...['--port', port.path, '--socket', join(folder, 'guest.sock')],
     ...['--identity-folder', folder, '--cgroup', join(folder, 'cgroup')],
+    ...['--hooks', join(folder, 'hooks')],
   ]);
   daemon.stderr!.setEncoding('utf8').on('data', (text) => {
     words += text;
@@ -98,7 +100,8 @@ function resume(role: string, fields: Record<string, string | number> = {}) {
 
 async function prepare() {
   agent.sendLines(FrameType.prepare, 0, { fork: 'f1' });
-  expect(await lines(FrameType.prepared)).toEqual({ fork: 'f1' });
+  const monotonic = expect.stringMatching(/^\d+$/);
+  expect(await lines(FrameType.prepared)).toEqual({ fork: 'f1', monotonic });
 }
 
 test('says hello when the port opens, and again to an agent that comes later', async () => {
@@ -118,10 +121,11 @@ test('says hello when the port opens, and again to an agent that comes later', a
   expect((await agent.next(FrameType.request)).payload.toString()).toBe('asked of the new agent');
 });
 
-test('PING is echoed', async () => {
+test('PING is echoed, with what the monotonic clock shows', async () => {
   agent.send(FrameType.ping, 7, Buffer.from('abc'));
   const pong = await agent.next(FrameType.pong);
-  expect([pong.stream, pong.payload.toString()]).toEqual([7, 'abc']);
+  expect(pong.stream).toBe(7);
+  expect(pong.payload.toString()).toMatch(/^monotonic=\d+\nabc$/);
 });
 
 test('each program gets its own responses, and its end is told', async () => {
@@ -344,6 +348,84 @@ test('a clone gets its own names, and its commands full windows', async () => {
   const rest = await gather(6);
   expect(rest).toMatchObject({ code: '0' });
   expect(rest.stdout.length).toBe(300_000 - EXEC_WINDOW_BYTES);
+});
+
+test('each program is told of a fork, before the response that came with it', async () => {
+  const [caller, bystander] = [await program(), await program()];
+  caller.sendMessage(FrameType.request, 0, Buffer.from('fork'));
+  const { stream } = await agent.message(FrameType.request);
+  const generations: bigint[] = [];
+  for (const [role, id] of [
+    ['parent', '0'],
+    ['clone', '3'],
+  ] as const) {
+    await prepare();
+    resume(role, { id });
+    agent.sendMessage(FrameType.response, stream, Buffer.from('forked'));
+    for (const peer of [caller, bystander]) {
+      const told = decodeLines((await peer.next([...Object.values(FrameType)])).payload);
+      expect(Object.fromEntries(told)).toMatchObject({ role, id });
+      generations.push(BigInt(told.get('generation')!));
+    }
+    expect(`${(await caller.message(FrameType.response)).payload}`).toBe('forked');
+  }
+  expect(generations[2]! > generations[0]!).toBe(true);
+  // A freeze that came to nothing has made no copies.
+  await prepare();
+  resume('failed');
+  await lines(FrameType.resumed);
+  await agent.settle();
+  expect([...caller.frames, ...bystander.frames]).toEqual([]);
+});
+
+/** Hooks of the guest, as shell scripts by their names. */
+function writeHooks(hooks: Record<string, string>, mode = 0o755) {
+  mkdirSync(join(folder, 'hooks'), { recursive: true });
+  for (const [name, script] of Object.entries(hooks)) {
+    writeFileSync(join(folder, 'hooks', name), `#!/bin/sh\n${script}\n`, { mode });
+  }
+}
+
+test('hooks run in the order of their names, with role and id, while all stands still', async () => {
+  const note = `echo "$0 $SNOWFORK_ROLE $SNOWFORK_ID $(cat ${folder}/cgroup/cgroup.freeze)" >>${folder}/ran`;
+  writeHooks({ '20-b': note, '10-a': note, '30-c~': note, '.hidden': note });
+  writeHooks({ '40-readme': note }, 0o644);
+  mkdirSync(join(folder, 'hooks/50-folder'));
+  await prepare();
+  resume('clone', { id: 4 });
+  expect(await lines(FrameType.resumed)).toEqual({ fork: 'f1', ok: '1' });
+  const hooks = join(folder, 'hooks');
+  expect(inFolder('ran')).toBe(`${hooks}/10-a clone 4 1\n${hooks}/20-b clone 4 1\n`);
+  expect(inFolder('cgroup/cgroup.freeze')).toMatch(/0$/);
+});
+
+test.each([
+  ['fails', 'exit 3', 'ended with code 3'],
+  ['is killed', 'kill -9 $$', 'was ended by signal 9'],
+  ['hangs', 'sleep 600', 'did not end within 5 s, which all hooks have together'],
+])('a clone whose hook %s is not released', async (_name, script, reason) => {
+  writeHooks({ hook: script, next: `touch ${folder}/next` });
+  const one = await program();
+  one.sendMessage(FrameType.request, 0, Buffer.from('fork'));
+  const { stream } = await agent.message(FrameType.request);
+  await prepare();
+  resume('clone');
+  agent.sendMessage(FrameType.response, stream, Buffer.from('id 1'));
+  const error = `${join(folder, 'hooks/hook')} ${reason}`;
+  expect(await lines(FrameType.resumed)).toEqual({ fork: 'f1', error });
+  expect(inFolder('cgroup/cgroup.freeze')).toBe('1');
+  expect(existsSync(join(folder, 'next'))).toBe(false);
+  expect(one.frames).toEqual([]);
+});
+
+test('a parent goes on when its hook fails, and says so', async () => {
+  writeHooks({ hook: 'exit 3', next: `touch ${folder}/next` });
+  await prepare();
+  resume('parent');
+  expect(await lines(FrameType.resumed)).toEqual({ fork: 'f1', ok: '1' });
+  expect(inFolder('cgroup/cgroup.freeze')).toMatch(/0$/);
+  expect(existsSync(join(folder, 'next'))).toBe(true);
+  await eventually(() => expect(words).toContain('hook ended with code 3'));
 });
 
 test.each([

@@ -220,6 +220,7 @@ export class Images {
       vm = new Vm(`build-${name}`, { image: name }, empty, qemu, () => {});
       await this.#boot(vm, spec, progress, signal);
       progress('freeze', 'freezing');
+      await vm.guest().observeClock(signal);
       await freezeVm(vm, frozen, {
         store,
         log: this.#context.log,

@@ -22,6 +22,7 @@ import {
   MessageAssembler,
   SnowforkError,
 } from '@snowfork/sdk/api';
+import { GuestClock, nanoseconds, readMonotonic } from './clock.js';
 import { encodeExec, GuestExec, withResolvers } from './exec.js';
 
 /** Requests of one guest that may wait for their answer. */
@@ -57,13 +58,23 @@ export interface ResumeFacts {
   readonly id: number;
   readonly hostname: string;
   readonly entropy: Buffer;
+  /** The wall clock's time at which the guest's monotonic clock would have shown zero. */
+  readonly clockOriginMs?: number | undefined;
 }
 
-type Handshake = { readonly type: 'prepared' | 'resumed'; readonly fork: string } & ReturnType<
-  typeof withResolvers<void>
->;
+interface Handshake extends ReturnType<typeof withResolvers<Map<string, string>>> {
+  readonly type: 'prepared' | 'resumed' | 'pong';
+  readonly fork: string;
+}
+
+const WORD: Readonly<Record<Handshake['type'], string>> = {
+  prepared: 'become quiet',
+  resumed: 'come back',
+  pong: 'answer',
+};
 
 export class GuestChannel {
+  readonly clock = new GuestClock();
   readonly #socket: net.Socket;
   readonly #handlers: ChannelHandlers;
   readonly #reader = new FrameReader();
@@ -126,12 +137,7 @@ export class GuestChannel {
     this.#assertUsable();
     this.#held = [];
     try {
-      await this.#shake(
-        'prepared',
-        fork,
-        signal,
-        encodeFrame(FrameType.prepare, 0, encodeLines({ fork })),
-      );
+      await this.#look('prepared', FrameType.prepare, fork, signal);
     } catch (error) {
       // It may become quiet all the same, and late: tell it that nothing came of it. Its clock has
       // not stood still, so it is told no time, which would be an old one by then.
@@ -150,6 +156,17 @@ export class GuestChannel {
     const resumed = this.#resume(facts, signal, first);
     this.#resuming = resumed.catch(() => {});
     return resumed;
+  }
+
+  /**
+   * Looks at the guest's clock a few times, which is worth the most while nothing else goes on.
+   * @throws SnowforkError SF_GUEST_NOT_READY when it does not answer in time.
+   */
+  async observeClock(signal: AbortSignal): Promise<void> {
+    for (let look = 0; look < CLOCK_LOOKS; look++) {
+      this.#assertUsable();
+      await this.#look('pong', FrameType.ping, `clock${look}`, signal);
+    }
   }
 
   /** Answers a program. In a clone that has not resumed yet, use `encodeResponse` with `resume`. */
@@ -199,23 +216,37 @@ export class GuestChannel {
     await this.#shake('resumed', facts.fork, signal, frames);
   }
 
+  /** A handshake whose answer says what the guest's monotonic clock shows. */
+  async #look(
+    type: 'prepared' | 'pong',
+    frameType: FrameType,
+    fork: string,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const sentAtMs = performance.now();
+    const frame = encodeFrame(frameType, 0, encodeLines({ fork }));
+    const facts = await this.#shake(type, fork, signal, frame);
+    const monotonicMs = readMonotonic(facts.get('monotonic'));
+    if (monotonicMs === undefined) return;
+    this.clock.observe({ monotonicMs, sentAtMs, receivedAtMs: performance.now() });
+  }
+
   async #shake(
     type: Handshake['type'],
     fork: string,
     signal: AbortSignal,
     frame: Buffer,
-  ): Promise<void> {
-    const handshake = { type, fork, ...withResolvers<void>() };
+  ): Promise<Map<string, string>> {
+    const handshake = { type, fork, ...withResolvers<Map<string, string>>() };
     handshake.promise.catch(() => {});
     this.#handshake = handshake;
     const deadline = new AbortController();
     try {
       this.#write(frame);
-      await Promise.race([
+      return await Promise.race([
         handshake.promise,
         delay(HANDSHAKE_TIMEOUT_MS, undefined, { signal: deadline.signal, ref: false }).then(() => {
-          const what = type === 'prepared' ? 'become quiet' : 'come back';
-          const message = `the guest did not ${what} within ${HANDSHAKE_TIMEOUT_MS} ms`;
+          const message = `the guest did not ${WORD[type]} within ${HANDSHAKE_TIMEOUT_MS} ms`;
           throw new SnowforkError('SF_GUEST_NOT_READY', `${message}; see \`sf console\``);
         }),
         aborted(signal, deadline.signal),
@@ -245,6 +276,7 @@ export class GuestChannel {
         return;
       case FrameType.prepared:
       case FrameType.resumed:
+      case FrameType.pong:
         this.#takeHandshake(frame);
         return;
       case FrameType.request:
@@ -260,8 +292,6 @@ export class GuestChannel {
       case FrameType.ping:
         this.#send(encodeFrame(FrameType.pong, 0, frame.payload));
         return;
-      case FrameType.pong:
-        return;
       case FrameType.started:
       case FrameType.stdout:
       case FrameType.stderr:
@@ -276,19 +306,23 @@ export class GuestChannel {
 
   #takeHandshake(frame: Frame): void {
     const facts = decodeLines(frame.payload);
-    const type = frame.type === FrameType.prepared ? 'prepared' : 'resumed';
     const handshake = this.#handshake;
     const error = facts.get('error');
     // At once, and also after the deadline: what was held goes before all that comes of this chunk's
     // next frame, which may be a program's request for another fork.
-    if (type === 'resumed' && facts.get('fork') === this.#away && error === undefined) {
+    if (
+      frame.type === FrameType.resumed &&
+      facts.get('fork') === this.#away &&
+      error === undefined
+    ) {
       this.#away = undefined;
       this.#release();
     }
-    if (handshake?.type !== type || handshake.fork !== facts.get('fork')) return;
+    if (handshake === undefined || frame.type !== FrameType[handshake.type]) return;
+    if (handshake.fork !== facts.get('fork')) return;
     this.#handshake = undefined;
-    if (type === 'resumed') this.#resuming = undefined;
-    if (error === undefined) handshake.resolve();
+    if (handshake.type === 'resumed') this.#resuming = undefined;
+    if (error === undefined) handshake.resolve(facts);
     else handshake.reject(new SnowforkError('SF_CLONE_FAILED', `identity repair failed: ${error}`));
   }
 
@@ -384,6 +418,8 @@ export class GuestChannel {
 let nextExec = 1;
 
 const SIGKILL = 9;
+/** The first ones also make the guest warm. */
+const CLOCK_LOOKS = 5;
 const HELD_FRAMES_MAX = 4096;
 /** Answers that the guest has not read yet; several of the largest. */
 const UNREAD_BYTES_MAX = 4 * MESSAGE_BYTES_MAX;
@@ -399,10 +435,12 @@ export function encodeResponse(
 }
 
 function encodeResume(facts: ResumeFacts): Buffer {
-  const { fork, role, id, hostname } = facts;
-  const time = String(BigInt(Date.now()) * 1_000_000n);
+  const { fork, role, id, hostname, clockOriginMs } = facts;
+  const time = nanoseconds(Date.now());
+  const origin = clockOriginMs === undefined ? {} : { origin: nanoseconds(clockOriginMs) };
   const entropy = facts.entropy.toString('hex');
-  return encodeFrame(FrameType.resume, 0, encodeLines({ fork, role, id, time, entropy, hostname }));
+  const fields = { fork, role, id, time, ...origin, entropy, hostname };
+  return encodeFrame(FrameType.resume, 0, encodeLines(fields));
 }
 
 function requestKey(request: PendingRequest): string {

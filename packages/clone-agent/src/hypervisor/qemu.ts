@@ -201,13 +201,33 @@ export class QemuProcess {
     }
   }
 
-  /** Lets the guest run: after `pause`, or its boot after `attachMemory`. */
-  async resume(wait?: WaitOptions): Promise<void> {
-    await this.execute('cont', undefined, wait);
+  /**
+   * Lets the guest run: after `pause`, or its boot after `attachMemory`.
+   * @returns since when it runs, by `performance.now()`
+   */
+  async resume(wait?: WaitOptions): Promise<number> {
+    return await this.#executeAndTime('cont', 'RESUME', wait);
   }
 
-  async pause(wait?: WaitOptions): Promise<void> {
-    await this.execute('stop', undefined, wait);
+  /** @returns since when it stands still, by `performance.now()` */
+  async pause(wait?: WaitOptions): Promise<number> {
+    const sentAt = performance.now();
+    // QEMU stops the guest's clock, waits for its processors, and then tells.
+    return (sentAt + (await this.#executeAndTime('stop', 'STOP', wait))) / 2;
+  }
+
+  /** When the event happened, which QEMU tells before it answers the command. */
+  async #executeAndTime(command: string, event: string, wait?: WaitOptions): Promise<number> {
+    let happenedAt: number | undefined;
+    const unsubscribe = this.qmp.on(event, ({ timeMs }) => {
+      happenedAt = sinceStart(timeMs);
+    });
+    try {
+      await this.execute(command, undefined, wait);
+    } finally {
+      unsubscribe();
+    }
+    return happenedAt ?? performance.now();
   }
 
   /**

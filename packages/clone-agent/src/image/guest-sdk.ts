@@ -12,7 +12,8 @@ const SDK_NAME = '@snowfork/sdk';
 const ENTRY = 'dist/guest/index.js';
 const PACKAGES_MAX = 64;
 /** Of a package's files those that no program reads at run time. */
-const UNREAD = /\.(map|ts|mts|cts|md)$/;
+const UNREAD = /\.(map|ts|mts|cts|md|c|cc|h|hh|inc|S|def)$/;
+const FOLDERS_UNREAD = /^(test|tests|benchmark|node_modules|doc|vendor|musl_x64)(\/|$)/;
 
 /** Files and packages that the entry of the guest SDK leads to. */
 export interface GuestSdk {
@@ -77,12 +78,13 @@ export function importsOf(source: string): string[] {
   const pattern = /(?:^|[;\n])\s*(?:import|export)\b[^'";]*?\bfrom\s*['"]([^'"]+)['"]/g;
   const bare = /(?:^|[;\n])\s*import\s*['"]([^'"]+)['"]/g;
   const dynamic = /\bimport\(\s*['"]([^'"]+)['"]\s*\)/g;
-  return [pattern, bare, dynamic].flatMap((form) =>
+  const required = /\brequire\(\s*['"]([^'"]+)['"]\s*\)/g;
+  return [pattern, bare, dynamic, required].flatMap((form) =>
     [...source.matchAll(form)].map((match) => match[1]!),
   );
 }
 
-/** Adds the package and what it depends on; optional dependencies (native addons) stay out. */
+/** Adds the package and what it depends on; optional dependencies (addons for speed) stay out. */
 async function addPackage(
   packages: Map<string, string>,
   name: string,
@@ -120,5 +122,5 @@ function packageNameOf(specifier: string): string {
 }
 
 function isUnread(relative: string): boolean {
-  return UNREAD.test(relative) || /^(test|tests|benchmark|node_modules)(\/|$)/.test(relative);
+  return UNREAD.test(relative) || FOLDERS_UNREAD.test(relative);
 }

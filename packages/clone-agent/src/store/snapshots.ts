@@ -57,6 +57,8 @@ const snapshotFileSchema = z.object({
   guest: z.object({
     caller: pendingRequestSchema.extend({ detached: z.boolean() }).optional(),
     pending: z.array(pendingRequestSchema),
+    /** What its monotonic clock showed when it was stopped: `guest/clock.ts`. */
+    clock: z.object({ monotonicMs: z.number(), lowMs: z.number(), highMs: z.number() }).optional(),
   }),
 });
 export type SnapshotFile = z.infer<typeof snapshotFileSchema>;

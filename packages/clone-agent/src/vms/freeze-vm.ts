@@ -10,6 +10,7 @@ import { type MemoryFreeze, prepareFreeze } from '../freeze/freeze-memory.js';
 import { layerFailure } from '../freeze/layer-stack.js';
 import { findNoteLocation, type NoteLocation } from '../freeze/vmcoreinfo.js';
 import { encodeResponse, type GuestChannel, type PendingRequest } from '../guest/channel.js';
+import { clockOrigin } from '../guest/clock.js';
 import {
   ramObject,
   type Snapshot,
@@ -63,9 +64,21 @@ export async function freezeVm(
     assertRoomForLayer(vm, options.availableBytes());
     const memory = await prepareBoth(vm, channel, snapshot, options);
     const prepareMs = since();
-    const guest = guestState(channel.pendingRequests(), options.caller);
+    const requests = guestState(channel.pendingRequests(), options.caller);
+    let clockOriginMs: number | undefined;
     try {
-      const { pauseMs, parts } = await pauseAndCopy(vm, snapshot, store, memory);
+      const { stoppedAt, continuedAt, pauseMs, parts } = await pauseAndCopy(
+        vm,
+        snapshot,
+        store,
+        memory,
+      );
+      const clock = channel.clock.at(stoppedAt);
+      if (clock !== undefined) {
+        channel.clock.start(clock, continuedAt);
+        clockOriginMs = clockOrigin(clock, continuedAt);
+      }
+      const guest = { ...requests, ...(clock === undefined ? {} : { clock }) };
       await completeSnapshot(vm, snapshot, { store, memory, guest });
       snapshot.freeze = { prepareMs, pauseMs, parts };
     } catch (error) {
@@ -73,7 +86,7 @@ export async function freezeVm(
       endQuiet(vm, 'failed', options);
       throw error;
     }
-    endQuiet(vm, 'parent', options);
+    endQuiet(vm, 'parent', options, clockOriginMs);
     return { times: snapshot.freeze };
   } catch (error) {
     store.abandon(snapshot);
@@ -147,32 +160,45 @@ async function pauseAndCopy(
   snapshot: Snapshot,
   store: SnapshotStore,
   memory: MemoryFreeze,
-): Promise<{ pauseMs: number; parts: Record<string, number> }> {
+): Promise<Pause> {
   const since = stopwatch();
   const parts: Record<string, number> = {};
+  let stoppedAt = 0;
+  let continuedAt = 0;
   vm.state = 'frozen';
   try {
     const deviceState = store.deviceState(snapshot);
     // One round trip: QEMU reads its commands in order.
-    await Promise.all([vm.qemu.pause(), vm.qemu.saveDeviceState(deviceState)]);
+    const commands = [vm.qemu.pause(), vm.qemu.saveDeviceState(deviceState)] as const;
+    [stoppedAt] = await Promise.all(commands);
     parts.deviceState = since();
     memory.run(findNoteLocation(fs.readFileSync(deviceState)));
     parts.memory = since() - parts.deviceState;
   } finally {
     // Also after a failure: the parent must not be harmed by a fork that did not come off.
-    if (vm.end === undefined) await resumeOrLose(vm);
+    if (vm.end === undefined) continuedAt = await resumeOrLose(vm);
   }
   const pauseMs = since();
   parts.cont = pauseMs - parts.deviceState! - parts.memory!;
-  return { pauseMs, parts };
+  return { stoppedAt, continuedAt, pauseMs, parts };
 }
 
-async function resumeOrLose(vm: Vm): Promise<void> {
+interface Pause {
+  /** By `performance.now()`, as QEMU says. */
+  readonly stoppedAt: number;
+  readonly continuedAt: number;
+  readonly pauseMs: number;
+  readonly parts: Record<string, number>;
+}
+
+async function resumeOrLose(vm: Vm): Promise<number> {
   try {
-    await vm.qemu.resume();
+    const continuedAt = await vm.qemu.resume();
     vm.state = 'running';
+    return continuedAt;
   } catch (cause) {
     vm.finish({ how: 'lost', reason: `it could not go on after a freeze: ${String(cause)}` });
+    return performance.now();
   }
 }
 
@@ -180,7 +206,12 @@ async function resumeOrLose(vm: Vm): Promise<void> {
  * The parent's programs go on: after a fork with their answer, and with renewed what the clones have
  * a copy of; after one that failed as if nothing had been. Nobody waits for it.
  */
-function endQuiet(vm: Vm, role: 'parent' | 'failed', options: FreezeOptions): void {
+function endQuiet(
+  vm: Vm,
+  role: 'parent' | 'failed',
+  options: FreezeOptions,
+  clockOriginMs?: number,
+): void {
   const { caller, forkId, parentAnswer, log } = options;
   const answers: Buffer[] = [];
   if (role === 'parent' && caller !== undefined) {
@@ -188,7 +219,7 @@ function endQuiet(vm: Vm, role: 'parent' | 'failed', options: FreezeOptions): vo
     vm.channel?.forget(caller.request);
   }
   const entropy = randomBytes(ENTROPY_BYTES);
-  const facts = { fork: forkId, role, id: 0, hostname: vm.id, entropy };
+  const facts = { fork: forkId, role, id: 0, hostname: vm.id, entropy, clockOriginMs };
   vm.channel?.resume(facts, NEVER, answers).catch((error: unknown) => {
     if (vm.end !== undefined) return;
     log.error({ vm: vm.id, err: error }, 'the guest side did not come back from a freeze');

@@ -1,0 +1,91 @@
+// What the agent knows of a guest's clock. A time that the agent sends is late by however long the
+// guest takes to read it: half a second when 32 clones start at once. So it is not sent alone: the
+// guest's monotonic clock stands still with the VM and goes on with it, QEMU says when both
+// happened, and what the clock showed then is carried from a VM to its clones. Called by the channel,
+// the freeze and the start of clones; `sf-guestd` sets the clock by the origin that comes of it.
+//
+//   host     --- sent --- received ---- stopped · · · · resumed ------ now
+//   guest    ------ monotonicMs ------- reading ======= reading ------ reading + (now - resumed)
+//
+// Times of the host are `performance.now()`: the wall clock may step while a VM runs.
+
+/** A look at the monotonic clock: it showed `monotonicMs` between two moments of the host's. */
+export interface ClockSample {
+  readonly monotonicMs: number;
+  readonly sentAtMs: number;
+  readonly receivedAtMs: number;
+}
+
+/** What a monotonic clock showed at some moment: the best guess, and what it lies between. */
+export interface ClockReading {
+  readonly monotonicMs: number;
+  readonly lowMs: number;
+  readonly highMs: number;
+}
+
+/** The clocks of guest and host drift apart by less than this; seen: 10. */
+const DRIFT_PPM_MAX = 100;
+/** A guest that is awake has read a frame after this long; its answer may lie about for longer. */
+const FORWARD_MS = 1;
+const NANOSECONDS_PER_MS = 1_000_000;
+
+export class GuestClock {
+  #known: { readonly reading: ClockReading; readonly hostMs: number } | undefined;
+
+  /** The guest runs since `hostMs`, and its clock showed `reading` then. */
+  start(reading: ClockReading, hostMs: number): void {
+    this.#known = { reading, hostMs };
+  }
+
+  /** Narrows down what is known; a sample that contradicts it takes its place. */
+  observe(sample: ClockSample): void {
+    const { sentAtMs, receivedAtMs, monotonicMs } = sample;
+    const highMs = monotonicMs + receivedAtMs - sentAtMs;
+    const halfMs = (highMs - monotonicMs) / 2;
+    const fresh = {
+      monotonicMs: highMs - Math.min(halfMs, FORWARD_MS),
+      lowMs: monotonicMs,
+      highMs,
+    };
+    const known = this.at(receivedAtMs);
+    this.#known = { reading: known ? narrow(known, fresh) : fresh, hostMs: receivedAtMs };
+  }
+
+  /** What the clock shows at `hostMs`, while the guest runs. */
+  at(hostMs: number): ClockReading | undefined {
+    if (this.#known === undefined) return undefined;
+    const passedMs = hostMs - this.#known.hostMs;
+    const driftMs = (Math.abs(passedMs) * DRIFT_PPM_MAX) / 1e6;
+    const { monotonicMs, lowMs, highMs } = this.#known.reading;
+    return {
+      monotonicMs: monotonicMs + passedMs,
+      lowMs: lowMs + passedMs - driftMs,
+      highMs: highMs + passedMs + driftMs,
+    };
+  }
+}
+
+/** The wall clock's time at which the guest's monotonic clock would have shown zero. */
+export function clockOrigin(reading: ClockReading, hostMs: number): number {
+  return Date.now() - (performance.now() - hostMs) - reading.monotonicMs;
+}
+
+/** Of a line of the port, in nanoseconds; nothing when the guest does not say. */
+export function readMonotonic(text: string | undefined): number | undefined {
+  if (text === undefined || !/^\d{1,18}$/.test(text)) return undefined;
+  return Number(text) / NANOSECONDS_PER_MS;
+}
+
+/** As the port's lines have times. */
+export function nanoseconds(timeMs: number): string {
+  const wholeMs = Math.floor(timeMs);
+  const rest = Math.floor((timeMs - wholeMs) * NANOSECONDS_PER_MS);
+  return String(BigInt(wholeMs) * BigInt(NANOSECONDS_PER_MS) + BigInt(rest));
+}
+
+function narrow(known: ClockReading, fresh: ClockReading): ClockReading {
+  const lowMs = Math.max(known.lowMs, fresh.lowMs);
+  const highMs = Math.min(known.highMs, fresh.highMs);
+  if (lowMs > highMs) return fresh;
+  return { monotonicMs: Math.min(Math.max(known.monotonicMs, lowMs), highMs), lowMs, highMs };
+}
