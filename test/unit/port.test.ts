@@ -71,7 +71,7 @@ describe('golden frames', () => {
 
   test('every type has its number', () => {
     expect(FrameType).toEqual({
-      ...{ hello: 1, prepare: 2, prepared: 3, resume: 4, resumed: 5, ping: 6, pong: 7 },
+      ...{ hello: 1, prepare: 2, prepared: 3, resume: 4, resumed: 5, ping: 6, pong: 7, again: 8 },
       ...{ request: 0x10, response: 0x11, closed: 0x12, forked: 0x13 },
       ...{ exec: 0x20, stdin: 0x21, signal: 0x22, started: 0x23, stdout: 0x24, stderr: 0x25 },
       ...{ exit: 0x26, credit: 0x27 },
@@ -126,7 +126,7 @@ describe('FrameReader', () => {
 
   test.each([
     ['too long a payload', '010001000600000000000000'],
-    ['an unknown type', '000000000800000000000000'],
+    ['an unknown type', '000000000900000000000000'],
     ['an unknown flag', '000000000604000000000000'],
     ['a reserved field', '000000000600010000000000'],
   ])('refuses %s as soon as the header is there', (_name, hex) => {

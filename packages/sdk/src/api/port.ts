@@ -43,6 +43,11 @@ export const FrameType = {
   resumed: 0x05,
   ping: 0x06,
   pong: 0x07,
+  /**
+   * agent: it is another one, and knows nothing of what was under way: ask again what RESUME and the
+   * responses behind it have not answered. Lines `owner=STREAM`, if it must know whether that is open.
+   */
+  again: 0x08,
   /** program: MessagePack `{ id, method, params }`; the stream is the program's connection. */
   request: 0x10,
   /** agent: MessagePack `{ id, result }` or `{ id, error: { code, message, details } }`. */
