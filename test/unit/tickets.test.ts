@@ -1,6 +1,10 @@
 // Tickets: each slot settles once, a ticket serves one fork, and room is given back once.
 
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { Journal } from '../../packages/clone-agent/src/store/journal.js';
 import {
   TICKET_LIFETIME_MS,
   TICKET_VALUES_BYTES_MAX,
@@ -9,9 +13,19 @@ import {
 
 const never = new AbortController().signal;
 
+let folder: string;
+let journal: Journal;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'sf-tickets-'));
+  journal = new Journal(folder, (error) => {
+    throw error;
+  });
+});
+afterEach(() => rmSync(folder, { recursive: true }));
+
 describe('a ticket', () => {
   const release = vi.fn();
-  const create = (granted: number) => new Tickets().create('vm1', 8, { granted, release });
+  const create = (granted: number) => new Tickets(journal).create('vm1', 8, { granted, release });
 
   beforeEach(() => {
     vi.useFakeTimers();
@@ -83,7 +97,7 @@ describe('a ticket', () => {
   });
 
   it('is found by its owner and by nobody else', () => {
-    const tickets = new Tickets();
+    const tickets = new Tickets(journal);
     const { id } = tickets.create('vm1', 1, { granted: 1, release });
     expect(tickets.get(id, 'vm1').id).toBe(id);
     expect(() => tickets.get(id, 'vm2')).toThrow(

@@ -33,6 +33,7 @@ import { Hypervisor } from './hypervisor/hypervisor.js';
 import { Images } from './images.js';
 import { PagerKeeper } from './pager/keeper.js';
 import { readSettings, type Settings } from './settings.js';
+import { Journal } from './store/journal.js';
 import { ProcessJournal, processStartTime } from './store/processes.js';
 import { SnapshotStore } from './store/snapshots.js';
 import {
@@ -62,7 +63,8 @@ export class Agent implements AgentService {
   readonly #state: StateFolder;
   readonly #log: Logger;
   readonly #settings: Settings;
-  readonly #journal: ProcessJournal;
+  readonly #journal: Journal;
+  readonly #processes: ProcessJournal;
   readonly #pager: PagerKeeper;
   readonly #hypervisor: Hypervisor;
   readonly #store: SnapshotStore;
@@ -75,20 +77,27 @@ export class Agent implements AgentService {
 
   /** @throws SnowforkError: SF_BAD_REQUEST (settings), SF_PERMISSION, SF_QEMU_MISSING. */
   static async start(options: AgentOptions): Promise<Agent> {
-    await lockStateFolder(options.state);
-    const settings = readSettings(options.state.settingsFile, options.environment);
-    const journal = new ProcessJournal(path.join(options.state.root, 'processes'));
-    await cleanUp(options.state, journal, options.log);
+    const { state, log } = options;
+    await lockStateFolder(state);
+    const settings = readSettings(state.settingsFile, options.environment);
+    const processes = new ProcessJournal(state.processes);
+    const complain = (error: unknown) => log.error({ err: error }, 'the journal');
+    const journal = new Journal(state.journal, complain);
+    const adopted = await PagerKeeper.adopt({ state, log, journal: processes });
     try {
-      await prepareStateFolder(options.state, settings.layersBytesMax);
-      const hypervisor = await Hypervisor.start({ ...options, settings, journal });
-      const pager = await PagerKeeper.start({ ...options, journal });
+      if (adopted === undefined) {
+        await cleanUp(state, { journal, processes, log });
+        await prepareStateFolder(state, settings.layersBytesMax);
+      }
+      const hypervisor = await Hypervisor.start({ ...options, settings, journal: processes });
+      const pager = adopted ?? (await PagerKeeper.start({ state, log, journal: processes }));
       warmFreezeReserve();
-      const agent = new Agent(options, { settings, journal, hypervisor, pager });
+      const agent = new Agent(options, { settings, journal, processes, hypervisor, pager });
       await agent.#open();
       return agent;
     } catch (error) {
-      await endLeftOver(options.state, journal);
+      // What was taken over stays as it is, for an agent that can start.
+      if (adopted === undefined) await endLeftOver(state, processes);
       throw error;
     }
   }
@@ -97,7 +106,8 @@ export class Agent implements AgentService {
     { state, log }: AgentOptions,
     parts: {
       settings: Settings;
-      journal: ProcessJournal;
+      journal: Journal;
+      processes: ProcessJournal;
       hypervisor: Hypervisor;
       pager: PagerKeeper;
     },
@@ -106,6 +116,7 @@ export class Agent implements AgentService {
     this.#log = log;
     this.#settings = parts.settings;
     this.#journal = parts.journal;
+    this.#processes = parts.processes;
     this.#hypervisor = parts.hypervisor;
     this.#pager = parts.pager;
     const changed = (kind: string) => (id: string) => this.#changed(kind, id);
@@ -118,6 +129,8 @@ export class Agent implements AgentService {
       store: this.#store,
       settings: this.#settings,
       log,
+      journal: this.#journal,
+      adoptQemu: (process, snapshot) => this.#hypervisor.adopt(process, snapshot, this.#store),
       takeQemu: (snapshot) => this.#hypervisor.take(snapshot, this.#store),
       quiet: () => this.#hypervisor.quiet(),
       changed: (kind, id) => this.#changed(kind, id),
@@ -131,12 +144,16 @@ export class Agent implements AgentService {
       machineFor: (prepared, cpu) => this.#hypervisor.machineFor(prepared, cpu),
       bootQemu: (snapshot, prepared) => this.#hypervisor.boot(snapshot, this.#store, prepared),
       availableBytes: () => this.#families.room.measure().availableBytes,
+      nextExec: () => this.#journal.next('exec'),
     });
   }
 
   async #open(): Promise<void> {
+    Images.removeHalfBuilt(this.#state);
     this.#store.load(Images.namedSnapshots(this.#state));
     this.#images.load();
+    await this.#adopt();
+    fs.rmSync(this.#state.socket, { force: true });
     this.#server = await startServer({
       service: this,
       socketPath: this.#state.socket,
@@ -150,6 +167,15 @@ export class Agent implements AgentService {
     );
     fs.renameSync(`${agentFile}.new`, agentFile);
     this.#log.info({ pid: process.pid, state: this.#state.root }, 'the agent is ready');
+  }
+
+  /** The VMs of an agent that was killed go on; whatever else it has started is ended. */
+  async #adopt(): Promise<void> {
+    const { adopted, lost } = await this.#families.adopt(this.#journal.read());
+    const running = [...this.#families.running()].map((vm) => vm.qemu.pid);
+    const killed = this.#processes.killLeftOver(new Set([...running, await this.#pager.pid()]));
+    if (adopted.length + lost.length + killed === 0) return;
+    this.#log.warn({ adopted, lost, killed }, 'took over from an agent that was killed');
   }
 
   info(): HostInfo {
@@ -196,6 +222,7 @@ export class Agent implements AgentService {
     await this.#pager.stop();
     await unmountAll(this.#state.mount);
     await unmountAll(this.#state.run);
+    this.#journal.clear();
     fs.rmSync(this.#state.agentFile, { force: true });
     // The answer to whoever asked for this must still get out.
     setImmediate(() => void this.#server?.close().finally(() => process.exit(0)));
@@ -307,22 +334,23 @@ export class Agent implements AgentService {
   }
 }
 
-/** Ends what a dead agent left behind. */
-async function cleanUp(state: StateFolder, journal: ProcessJournal, log: Logger): Promise<void> {
-  if (fs.existsSync(state.agentFile)) {
-    // Whatever it holds, it must not keep this agent from starting.
-    const left = fs.readFileSync(state.agentFile, 'utf8');
-    log.warn({ left }, 'the agent before this one died; ending what it left');
-  }
-  const killed = await endLeftOver(state, journal);
-  if (killed > 0) log.warn({ killed }, 'processes of the dead agent were killed');
-  fs.rmSync(state.socket, { force: true });
-  Images.removeHalfBuilt(state);
+/** After a power cut, or when the pager died with its agent: nothing can be gone on with. */
+async function cleanUp(
+  state: StateFolder,
+  { journal, processes, log }: { journal: Journal; processes: ProcessJournal; log: Logger },
+): Promise<void> {
+  const { vms, tickets } = journal.read();
+  const lost = vms.filter(({ end }) => end === undefined).map(({ id }) => id);
+  const killed = await endLeftOver(state, processes);
+  journal.clear();
+  if (lost.length + tickets.length + killed === 0) return;
+  const unjoined = tickets.filter(({ used }) => used).map(({ id }) => id);
+  log.warn({ lost, unjoined, killed }, 'VMs and results of an earlier agent were lost');
 }
 
 /** Processes and mounts of an agent that died, or of this one when it cannot start. */
-async function endLeftOver(state: StateFolder, journal: ProcessJournal): Promise<number> {
-  const killed = journal.killLeftOver();
+async function endLeftOver(state: StateFolder, processes: ProcessJournal): Promise<number> {
+  const killed = processes.killLeftOver();
   await unmountAll(state.mount);
   await unmountAll(state.run);
   return killed;

@@ -56,6 +56,8 @@ export interface ImagesContext {
   /** Starts a QEMU that boots the image with RAM and disk of `snapshot`. */
   bootQemu(snapshot: Snapshot, prepared: PreparedImage): Promise<QemuProcess>;
   availableBytes(): number;
+  /** `ChannelHandlers.nextExec`. */
+  nextExec(): number;
 }
 
 export class Images {
@@ -228,6 +230,7 @@ export class Images {
         caller: undefined,
         parentAnswer: undefined,
         signal,
+        save: () => {},
         availableBytes: () => this.#context.availableBytes(),
       });
       return frozen;
@@ -278,6 +281,7 @@ export class Images {
       hello: () => ready.resolve(),
       request: () => {},
       closed: () => {},
+      nextExec: this.#context.nextExec,
       log: (bytes) => vm.logs.push(bytes),
       lost: (reason) => ready.reject(new SnowforkError('SF_GUEST_NOT_READY', reason)),
     };

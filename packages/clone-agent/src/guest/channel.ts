@@ -50,6 +50,11 @@ export interface ChannelHandlers {
   log(bytes: Buffer): void;
   /** The channel is of no more use. */
   lost(reason: string): void;
+  /**
+   * A number for a command: one over all VMs and all agents, as a clone inherits running commands
+   * with their numbers and must not meet them again.
+   */
+  nextExec(): number;
 }
 
 export interface ResumeFacts {
@@ -190,7 +195,7 @@ export class GuestChannel {
     if (this.#execs.size >= EXECS_MAX) {
       throw new SnowforkError('SF_BAD_REQUEST', `${EXECS_MAX} commands run in this VM already`);
     }
-    const exec = new GuestExec(nextExec++, (frame) => this.#send(frame));
+    const exec = new GuestExec(this.#handlers.nextExec(), (frame) => this.#send(frame));
     const frame = encodeExec(exec.exec, request);
     this.#execs.set(exec.exec, exec);
     signal.addEventListener('abort', () => exec.signal(SIGKILL), { once: true });
@@ -414,15 +419,21 @@ export class GuestChannel {
   }
 }
 
-/** Over all VMs, as a clone inherits running commands with their numbers and must not meet them again. */
-let nextExec = 1;
-
 const SIGKILL = 9;
 /** The first ones also make the guest warm. */
 const CLOCK_LOOKS = 5;
 const HELD_FRAMES_MAX = 4096;
 /** Answers that the guest has not read yet; several of the largest. */
 const UNREAD_BYTES_MAX = 4 * MESSAGE_BYTES_MAX;
+
+/**
+ * Behind a RESUME and its responses, from an agent that has taken over a running guest: its programs'
+ * requests come again. `owner`: a program whose end must be known of.
+ */
+export function encodeAgain(owner: number | undefined): Buffer {
+  const fields: Record<string, number> = owner === undefined ? {} : { owner };
+  return encodeFrame(FrameType.again, 0, encodeLines(fields));
+}
 
 /** A RESPONSE frame (or several). */
 export function encodeResponse(

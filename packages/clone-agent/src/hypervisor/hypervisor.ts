@@ -123,6 +123,20 @@ export class Hypervisor {
     return qemu;
   }
 
+  /**
+   * The QEMU of a VM that another agent has started.
+   * @throws SnowforkError SF_QEMU_FAILED, SF_TIMEOUT; it was killed then
+   */
+  async adopt(
+    process: { pid: number; startTime: string; folder: string },
+    snapshot: Snapshot,
+    store: SnapshotStore,
+  ): Promise<QemuProcess> {
+    const folder = path.join(this.#options.state.vms, process.folder);
+    const shape = this.#shape(snapshot.file.machine, store.diskPath(snapshot));
+    return this.#watched(await QemuProcess.adopt({ ...process, folder, shape }));
+  }
+
   /** What this host would run the image on. */
   async machineFor(prepared: PreparedImage, cpuModel: string | undefined): Promise<Machine> {
     const { kernelPath: kernel, initrdPath: initrd, memoryBytes, vcpus } = prepared;
@@ -153,8 +167,7 @@ export class Hypervisor {
     shape: MachineShape,
     how: { boot?: BootSource; background?: boolean; signal: AbortSignal },
   ): Promise<QemuProcess> {
-    const folder = path.join(this.#options.state.vms, String(this.#nextFolder++));
-    fs.mkdirSync(folder, { mode: 0o700 });
+    const folder = this.#newFolder();
     const name = `snowfork-${path.basename(folder)}`;
     const qemu = await QemuProcess.start({
       binary: this.#binary,
@@ -164,11 +177,26 @@ export class Hypervisor {
       ...how,
     });
     this.#options.journal.add(qemu.pid);
+    return this.#watched(qemu);
+  }
+
+  /** What is of a QEMU's goes with it. */
+  #watched(qemu: QemuProcess): QemuProcess {
     void qemu.exited.then(() => {
       this.#options.journal.remove(qemu.pid);
-      fs.rmSync(folder, { recursive: true, force: true });
+      fs.rmSync(qemu.folder, { recursive: true, force: true });
     });
     return qemu;
+  }
+
+  /** Others may be there already, of QEMUs that were adopted. */
+  #newFolder(): string {
+    for (;;) {
+      const folder = path.join(this.#options.state.vms, String(this.#nextFolder++));
+      if (fs.existsSync(folder)) continue;
+      fs.mkdirSync(folder, { mode: 0o700 });
+      return folder;
+    }
   }
 
   async #attach(qemu: QemuProcess, snapshot: Snapshot, store: SnapshotStore): Promise<void> {

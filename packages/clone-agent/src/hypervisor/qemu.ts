@@ -3,7 +3,8 @@
 // and the image builder.
 //
 // Its life: start (`--preconfig`: no RAM yet) → attachMemory → loadState or, with a boot source,
-// resume → pause, saveDeviceState, resume … → quit or kill.
+// resume → pause, saveDeviceState, resume … → quit or kill. One whose agent has died is taken up by
+// `adopt`, after it was loaded.
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -11,6 +12,7 @@ import fs from 'node:fs';
 import type net from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { SnowforkError } from '@snowfork/sdk/api';
+import { AdoptedProcess, processStartTime } from '../store/processes.js';
 import { lowerPriority } from '../system/priority.js';
 import {
   type BootSource,
@@ -28,6 +30,8 @@ import { connectQmp, type Qmp } from './qmp.js';
 export const WORDS_BYTES_MAX = 8192;
 /** From `migrate-incoming` to loaded: it reads a few pages of RAM, perhaps from another host. */
 export const LOAD_TIMEOUT_MS = 60_000;
+/** One that does not answer by then does not go on: its VM is lost. */
+const ADOPT_TIMEOUT_MS = 5_000;
 const QUIT_TIMEOUT_MS = 2_000;
 /** A QEMU that closed its monitor is given this long to end, so that its last words can be told. */
 const LAST_WORDS_TIMEOUT_MS = 2_000;
@@ -46,7 +50,16 @@ export interface QemuStartOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** A QEMU that another agent has started. */
+export interface QemuAdoption {
+  readonly pid: number;
+  readonly startTime: string;
+  readonly shape: MachineShape;
+  readonly folder: string;
+}
+
 export interface QemuExit {
+  /** Of an adopted one 0 when its guest ended it; else neither code nor signal can be known. */
   readonly code: number | null;
   readonly signal: NodeJS.Signals | null;
   /** The end of what QEMU wrote to stdout and stderr. */
@@ -62,35 +75,23 @@ export interface LoadTimes {
 
 export class QemuProcess {
   readonly pid: number;
+  /** With the id it tells the process from any other (`processStartTime`). */
+  readonly startTime: string;
   readonly shape: MachineShape;
   /** Resolves when the process has gone; never rejects. */
   readonly exited: Promise<QemuExit>;
-  readonly #child: ChildProcess;
+  readonly #process: Supervised;
   readonly #ended = new AbortController();
   #folder: string;
-  #words = Buffer.alloc(0);
   #exit: QemuExit | undefined;
   #qmp: Qmp | undefined;
 
-  private constructor(options: QemuStartOptions) {
-    const { binary, shape, folder } = options;
+  private constructor(shape: MachineShape, folder: string, process: Supervised) {
     this.shape = shape;
     this.#folder = folder;
-    const { machineProperties } = binary;
-    const parameters = qemuArguments({ ...options, machineProperties });
-    // A process group of its own: a Ctrl-C meant for the agent must not reach the VMs.
-    this.#child = spawn(binary.path, parameters, {
-      stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
-      detached: true,
-      cwd: '/',
-    });
-    this.pid = this.#child.pid ?? 0;
-    if (options.background && this.pid !== 0) lowerPriority(this.pid);
-    for (const stream of [this.#child.stdout!, this.#child.stderr!]) {
-      stream.on('data', (chunk: Buffer) => this.#keepWords(chunk));
-    }
-    // Read, so that its end is noticed; QEMU says nothing here, and errors come by `exited`.
-    this.#incoming.on('error', () => {}).resume();
+    this.#process = process;
+    this.pid = process.pid;
+    this.startTime = processStartTime(process.pid) ?? '';
     this.exited = this.#watch();
   }
 
@@ -100,7 +101,7 @@ export class QemuProcess {
    */
   static async start(options: QemuStartOptions): Promise<QemuProcess> {
     if (options.signal?.aborted) throw abortError(options.signal);
-    const qemu = new QemuProcess(options);
+    const qemu = new QemuProcess(options.shape, options.folder, spawnQemu(options));
     const signals = [qemu.ended, ...(options.signal ? [options.signal] : [])];
     try {
       qemu.#qmp = await connectQmp(qemu.files.qmp, { signal: AbortSignal.any(signals) });
@@ -110,6 +111,40 @@ export class QemuProcess {
       await qemu.kill();
       throw told;
     }
+  }
+
+  /**
+   * Takes up a QEMU that runs already; one that has gone is an object whose `exit` is set.
+   * @throws SnowforkError SF_QEMU_FAILED, SF_TIMEOUT when its monitor does not answer.
+   */
+  static async adopt({ pid, startTime, shape, folder }: QemuAdoption): Promise<QemuProcess> {
+    const adopted = new AdoptedProcess(pid, startTime);
+    let wasShutDown = false;
+    const exited = adopted.exited.then(() => ({ code: wasShutDown ? 0 : null, signal: null }));
+    const kill = () => adopted.kill('SIGKILL');
+    const qemu = new QemuProcess(shape, folder, { pid, exited, kill, words: () => '' });
+    if (!adopted.isAlive) {
+      await qemu.exited;
+      return qemu;
+    }
+    const wait = { signal: qemu.ended, timeoutMs: ADOPT_TIMEOUT_MS };
+    const qmp = await connectQmp(qemu.files.qmp, wait).catch(async (error: unknown) => {
+      await qemu.kill();
+      throw error;
+    });
+    qmp.on('SHUTDOWN', ({ data }) => {
+      wasShutDown = data.guest === true;
+    });
+    qmp.lost.addEventListener('abort', () => adopted.look(), { once: true });
+    qemu.#qmp = qmp;
+    return qemu;
+  }
+
+  /** Stands for one of which nothing is left. */
+  static gone(): QemuProcess {
+    const exited = Promise.resolve({ code: null, signal: null });
+    const nothing = { pid: 0, exited, kill: () => {}, words: () => '' };
+    return new QemuProcess(NO_SHAPE, '', nothing);
   }
 
   get folder(): string {
@@ -184,7 +219,7 @@ export class QemuProcess {
       resumedAt = sinceStart(event.timeMs);
     });
     try {
-      this.#incoming.end(stream);
+      this.#process.incoming?.end(stream);
       const [loaded] = await this.#told(
         Promise.all([
           this.qmp.waitEvent('MIGRATION', (event) => isFinal(event.data.status), wait),
@@ -214,6 +249,14 @@ export class QemuProcess {
     const sentAt = performance.now();
     // QEMU stops the guest's clock, waits for its processors, and then tells.
     return (sentAt + (await this.#executeAndTime('stop', 'STOP', wait))) / 2;
+  }
+
+  /** Lets a guest run that stands still in the midst of a freeze whose agent has died. */
+  async resumeIfPaused(wait?: WaitOptions): Promise<void> {
+    const answer = (await this.execute('query-status', undefined, wait)) as { status: string };
+    if (answer.status === 'running') return;
+    if (answer.status !== 'paused') throw this.#failure(`is ${answer.status}`);
+    await this.resume(wait);
   }
 
   /** When the event happened, which QEMU tells before it answers the command. */
@@ -257,7 +300,7 @@ export class QemuProcess {
 
   /** Ends QEMU at once. */
   async kill(): Promise<QemuExit> {
-    if (this.#exit === undefined) this.#child.kill('SIGKILL');
+    if (this.#exit === undefined) this.#process.kill();
     return this.exited;
   }
 
@@ -265,32 +308,17 @@ export class QemuProcess {
     await this.kill();
   }
 
-  get #incoming(): net.Socket {
-    return this.#child.stdio[STREAM_DESCRIPTOR] as net.Socket;
-  }
-
   async #watch(): Promise<QemuExit> {
-    let failure: Error | undefined;
-    this.#child.once('error', (error) => {
-      failure = error;
-    });
-    const [code, signal] = (await once(this.#child, 'close').catch((error: Error) => {
-      failure = error;
-      return [null, null];
-    })) as [number | null, NodeJS.Signals | null];
-    const words = failure?.message ?? this.#words.toString('utf8').trim();
+    const { code, signal, failure } = await this.#process.exited;
+    const words = failure?.message ?? this.#process.words();
     this.#exit = { code, signal, words };
     this.#ended.abort(this.#failure(howItEnded(this.#exit), failure));
     this.#qmp?.close();
     return this.#exit;
   }
 
-  #keepWords(chunk: Buffer): void {
-    this.#words = Buffer.concat([this.#words, chunk]).subarray(-WORDS_BYTES_MAX);
-  }
-
   #failure(what: string, cause?: unknown): SnowforkError {
-    const words = this.#exit?.words ?? this.#words.toString('utf8').trim();
+    const words = this.#exit?.words ?? this.#process.words();
     const message = words === '' ? `QEMU ${what}` : `QEMU ${what}: ${words}`;
     return new SnowforkError('SF_QEMU_FAILED', message, { cause, details: { pid: this.pid } });
   }
@@ -310,11 +338,77 @@ export class QemuProcess {
   }
 }
 
+const NO_SHAPE: MachineShape = {
+  machineType: 'none',
+  accelerator: 'tcg',
+  cpuModel: '',
+  memoryBytes: 0,
+  vcpus: 0,
+  diskPath: undefined,
+};
+
+/** A process of QEMU's, our child or adopted. */
+interface Supervised {
+  readonly pid: number;
+  /** Never rejects. */
+  readonly exited: Promise<{
+    code: number | null;
+    signal: NodeJS.Signals | null;
+    failure?: Error | undefined;
+  }>;
+  kill(): void;
+  /** What it has written lately. */
+  words(): string;
+  /** Of a child, before it has loaded: where it reads its state from. */
+  readonly incoming?: net.Socket;
+}
+
+function spawnQemu(options: QemuStartOptions): Supervised {
+  const { machineProperties } = options.binary;
+  // A process group of its own: a Ctrl-C meant for the agent must not reach the VMs.
+  const child = spawn(options.binary.path, qemuArguments({ ...options, machineProperties }), {
+    stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
+    detached: true,
+    cwd: '/',
+  });
+  const pid = child.pid ?? 0;
+  if (options.background && pid !== 0) lowerPriority(pid);
+  let words = Buffer.alloc(0);
+  for (const stream of [child.stdout!, child.stderr!]) {
+    stream.on('data', (chunk: Buffer) => {
+      words = Buffer.concat([words, chunk]).subarray(-WORDS_BYTES_MAX);
+    });
+  }
+  const incoming = child.stdio[STREAM_DESCRIPTOR] as net.Socket;
+  // Read, so that its end is noticed; QEMU says nothing here, and errors come by `exited`.
+  incoming.on('error', () => {}).resume();
+  return {
+    pid,
+    exited: untilClosed(child),
+    kill: () => void child.kill('SIGKILL'),
+    words: () => words.toString('utf8').trim(),
+    incoming,
+  };
+}
+
+async function untilClosed(child: ChildProcess): Promise<Awaited<Supervised['exited']>> {
+  let failure: Error | undefined;
+  child.once('error', (error) => {
+    failure = error;
+  });
+  try {
+    const [code, signal] = (await once(child, 'close')) as [number | null, NodeJS.Signals | null];
+    return { code, signal, failure };
+  } catch (error) {
+    return { code: null, signal: null, failure: error as Error };
+  }
+}
+
 const MIGRATION_EVENTS = { capabilities: [{ capability: 'events', state: true }] };
 
 function howItEnded({ code, signal }: QemuExit): string {
   if (signal !== null) return `was killed by ${signal}`;
-  return code === null ? 'could not be started' : `ended with code ${code}`;
+  return code === null ? 'has gone' : `ended with code ${code}`;
 }
 
 /** QEMU stamps events with the time of day. */

@@ -6,6 +6,10 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import { SnowforkError } from '@snowfork/sdk/api';
+import { z } from 'zod';
+import { LineClient } from '../hypervisor/line-client.js';
+import { AdoptedProcess, processStartTime } from '../store/processes.js';
+import { takeDescriptor } from '../system/pidfd.js';
 
 /** The control socket, in the run folder. */
 export const PAGER_SOCKET = 'pager.sock';
@@ -13,6 +17,11 @@ export const PAGER_SOCKET = 'pager.sock';
 export const LISTENING_LINE = 'listening';
 /** Reads from disks that may go on at once. Serving threads are not of libuv's pool. */
 export const PAGER_THREADPOOL_SIZE = 8;
+
+/** For connections to the control socket. */
+export const PAGER_PEER = { peer: 'the pager', errorCode: 'SF_INTERNAL' } as const;
+const ADOPT_TIMEOUT_MS = 2000;
+const pingSchema = z.object({ pid: z.int().min(2) });
 
 const START_DEADLINE_MS = 20_000;
 const STOP_DEADLINE_MS = 2000;
@@ -67,7 +76,39 @@ export async function startPager(options: StartPagerOptions): Promise<PagerProce
     if (options.signal?.aborted) throw new SnowforkError('SF_ABORTED', 'given up', { cause });
     throw new SnowforkError('SF_INTERNAL', `the pager did not start: ${String(cause)}`, { cause });
   }
-  return { pid: child.pid!, exited, stop: () => stop(child, exited) };
+  const pager = { exited, kill: (signal: NodeJS.Signals) => child.kill(signal) };
+  return { pid: child.pid!, exited, stop: () => stop(pager) };
+}
+
+/**
+ * The pager that another agent has started on this run folder.
+ * @returns undefined when there is none
+ */
+export async function adoptPager(
+  socketPath: string,
+): Promise<{ process: PagerProcess; fuseFd: number } | undefined> {
+  let client: LineClient;
+  try {
+    client = await LineClient.connect(socketPath, { ...PAGER_PEER, timeoutMs: 0 });
+  } catch {
+    return undefined;
+  }
+  try {
+    const { pid } = pingSchema.parse(
+      await client.execute('ping', {}, { timeoutMs: ADOPT_TIMEOUT_MS }),
+    );
+    const startTime = processStartTime(pid);
+    if (startTime === undefined) return undefined;
+    const process = new AdoptedProcess(pid, startTime);
+    const exited = process.exited.then(() => ({ code: null, signal: null }));
+    const pager = { exited, kill: (signal: NodeJS.Signals) => process.kill(signal) };
+    return {
+      process: { pid, exited, stop: () => stop(pager) },
+      fuseFd: takeDescriptor(pid, FUSE_DESCRIPTOR),
+    };
+  } finally {
+    client.close();
+  }
 }
 
 async function listening(
@@ -95,10 +136,13 @@ async function listening(
   await Promise.race([said, ended, aborted]);
 }
 
-async function stop(child: ChildProcess, exited: Promise<PagerExit>): Promise<PagerExit> {
-  child.kill('SIGTERM');
-  const killer = setTimeout(() => child.kill('SIGKILL'), STOP_DEADLINE_MS);
-  const exit = await exited;
+async function stop(pager: {
+  readonly exited: Promise<PagerExit>;
+  kill(signal: NodeJS.Signals): unknown;
+}): Promise<PagerExit> {
+  pager.kill('SIGTERM');
+  const killer = setTimeout(() => pager.kill('SIGKILL'), STOP_DEADLINE_MS);
+  const exit = await pager.exited;
   clearTimeout(killer);
   return exit;
 }

@@ -10,7 +10,7 @@ import type { Logger } from 'pino';
 import { LineClient } from '../hypervisor/line-client.js';
 import type { ProcessJournal } from '../store/processes.js';
 import type { StateFolder } from '../store/state-folder.js';
-import { PAGER_SOCKET, type PagerProcess, startPager } from './client.js';
+import { adoptPager, PAGER_PEER, PAGER_SOCKET, type PagerProcess, startPager } from './client.js';
 import { abortConnection, fuseConnection, mountFuse, openFuse } from './mount.js';
 
 const CONNECT_TIMEOUT_MS = 10_000;
@@ -32,7 +32,7 @@ interface LivingPager {
 export class PagerKeeper {
   readonly #options: PagerKeeperOptions;
   readonly #fuseFd: number;
-  #pager: Promise<LivingPager>;
+  #pager!: Promise<LivingPager>;
   #stopping = false;
 
   /** @throws SnowforkError SF_PERMISSION when /dev/fuse cannot be opened or mounted, SF_INTERNAL. */
@@ -41,6 +41,7 @@ export class PagerKeeper {
     try {
       await mountFuse({ fd, mountPoint: options.state.mount });
       const keeper = new PagerKeeper(options, fd);
+      keeper.#pager = keeper.#startOne();
       await keeper.#pager;
       return keeper;
     } catch (error) {
@@ -49,10 +50,27 @@ export class PagerKeeper {
     }
   }
 
+  /**
+   * Takes over the pager of an agent that was killed, with its mount and all that is served through it.
+   * @returns undefined when it has gone too: then nobody can answer what its VMs wait for
+   */
+  static async adopt(options: PagerKeeperOptions): Promise<PagerKeeper | undefined> {
+    const adopted = await adoptPager(path.join(options.state.run, PAGER_SOCKET));
+    if (adopted === undefined) return undefined;
+    const keeper = new PagerKeeper(options, adopted.fuseFd);
+    keeper.#pager = keeper.#connect(adopted.process);
+    await keeper.#pager;
+    return keeper;
+  }
+
   private constructor(options: PagerKeeperOptions, fuseFd: number) {
     this.#options = options;
     this.#fuseFd = fuseFd;
-    this.#pager = this.#startOne();
+  }
+
+  /** So that nobody ends it for a left-over. */
+  async pid(): Promise<number> {
+    return (await this.#pager).process.pid;
   }
 
   /**
@@ -86,12 +104,16 @@ export class PagerKeeper {
   }
 
   async #startOne(): Promise<LivingPager> {
-    const { state, journal, log } = this.#options;
+    const { state, journal } = this.#options;
     const process = await startPager({ fuseFd: this.#fuseFd, runFolder: state.run });
     journal.add(process.pid);
+    return this.#connect(process);
+  }
+
+  async #connect(process: PagerProcess): Promise<LivingPager> {
+    const { state, journal, log } = this.#options;
     const client = await LineClient.connect(path.join(state.run, PAGER_SOCKET), {
-      peer: 'the pager',
-      errorCode: 'SF_INTERNAL',
+      ...PAGER_PEER,
       timeoutMs: CONNECT_TIMEOUT_MS,
     });
     void process.exited.then((exit) => {

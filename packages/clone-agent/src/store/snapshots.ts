@@ -121,27 +121,66 @@ export class SnapshotStore {
     this.#events = events;
   }
 
-  /** Takes over the snapshots of images; those that no image names were half-made and go. */
+  /**
+   * Takes over the snapshots of images, and those of the agent before this one that are whole. What
+   * was half-made goes: images that none is named after, freezes that have not ended.
+   */
   load(named: ReadonlySet<string>): void {
+    this.#loadImages(named);
+    this.#loadRun();
+  }
+
+  #loadImages(named: ReadonlySet<string>): void {
     for (const id of fs.readdirSync(this.#state.imageSnapshots)) {
       const folder = path.join(this.#state.imageSnapshots, id);
       if (!named.has(id)) {
         fs.rmSync(folder, { recursive: true, force: true });
         continue;
       }
-      const json = JSON.parse(fs.readFileSync(path.join(folder, 'snapshot.json'), 'utf8'));
-      const file = snapshotFileSchema.parse(json);
-      fs.symlinkSync(folder, path.join(this.#state.runSnapshots, id));
-      this.#snapshots.set(id, newSnapshot(file, folder, true));
-      this.#nextSnapshot = Math.max(this.#nextSnapshot, file.number + 1);
+      this.#take(readSnapshotFile(folder), folder, true);
+      link(folder, path.join(this.#state.runSnapshots, id));
     }
     const needed = this.#neededLayers();
     for (const id of fs.readdirSync(this.#state.imageLayers)) {
       const file = path.join(this.#state.imageLayers, id);
-      if (needed.has(id)) fs.symlinkSync(file, path.join(this.#state.runLayers, id));
+      if (needed.has(id)) link(file, path.join(this.#state.runLayers, id));
       else fs.rmSync(file, { force: true });
-      this.#nextLayer = Math.max(this.#nextLayer, Number(id.slice(1)) + 1 || 0);
+      this.#noteLayer(id);
     }
+  }
+
+  #loadRun(): void {
+    for (const entry of fs.readdirSync(this.#state.runSnapshots, { withFileTypes: true })) {
+      const folder = path.join(this.#state.runSnapshots, entry.name);
+      if (this.#snapshots.has(entry.name)) continue;
+      const file = entry.isDirectory() ? tryReadSnapshotFile(folder) : undefined;
+      if (file !== undefined && file.pending === undefined) {
+        this.#take(file, folder, false);
+        continue;
+      }
+      if (file !== undefined) this.#nextSnapshot = Math.max(this.#nextSnapshot, file.number + 1);
+      fs.rmSync(folder, { recursive: true, force: true });
+      this.#events.dropped(entry.name);
+    }
+    const needed = this.#neededLayers();
+    for (const id of fs.readdirSync(this.#state.runLayers)) {
+      if (!needed.has(id)) fs.rmSync(path.join(this.#state.runLayers, id), { force: true });
+      this.#noteLayer(id);
+    }
+  }
+
+  #take(file: SnapshotFile, folder: string, persistent: boolean): void {
+    this.#snapshots.set(file.id, newSnapshot(file, folder, persistent));
+    this.#nextSnapshot = Math.max(this.#nextSnapshot, file.number + 1);
+  }
+
+  #noteLayer(id: string): void {
+    this.#nextLayer = Math.max(this.#nextLayer, Number(id.slice(1)) + 1 || 0);
+  }
+
+  /** Deletes what nothing needs; when all that may need something has said so. */
+  collectAll(): void {
+    for (const snapshot of [...this.#snapshots.values()]) this.collect(snapshot);
   }
 
   /**
@@ -238,10 +277,16 @@ export class SnapshotStore {
     if (this.#snapshots.has(snapshot.file.id)) this.#delete(snapshot);
   }
 
+  /** One that is complete. */
+  find(id: string): Snapshot | undefined {
+    const snapshot = this.#snapshots.get(id);
+    return snapshot?.file.pending === undefined ? snapshot : undefined;
+  }
+
   /** @throws SnowforkError SF_SNAPSHOT_NOT_FOUND. */
   get(id: string): Snapshot {
-    const snapshot = this.#snapshots.get(id);
-    if (snapshot !== undefined && snapshot.file.pending === undefined) return snapshot;
+    const snapshot = this.find(id);
+    if (snapshot !== undefined) return snapshot;
     throw new SnowforkError(
       'SF_SNAPSHOT_NOT_FOUND',
       `there is no snapshot ${id}: \`sf snapshot ls\` lists those that are kept`,
@@ -410,6 +455,44 @@ export function ramObject(snapshot: Snapshot): OwnObject {
   const ram = snapshot.file.objects.find((object) => object.name === 'ram');
   if (ram === undefined || !('layers' in ram)) throw new Error('a snapshot without RAM');
   return ram;
+}
+
+/** What is still said of a snapshot by a VM that has ended. */
+export function goneSnapshot(id: string, machine: Machine): Snapshot {
+  const file: SnapshotFile = {
+    version: 1,
+    number: 0,
+    id,
+    createdAt: 0,
+    kept: false,
+    machine,
+    pages: NO_PAGES,
+    layerBytes: 0,
+    deviceStateBytes: 0,
+    objects: [],
+    guest: { pending: [] },
+  };
+  return newSnapshot(file, '', false);
+}
+
+function readSnapshotFile(folder: string): SnapshotFile {
+  const json = fs.readFileSync(path.join(folder, 'snapshot.json'), 'utf8');
+  return snapshotFileSchema.parse(JSON.parse(json));
+}
+
+/** Undefined when the agent was killed before it had written it. */
+function tryReadSnapshotFile(folder: string): SnapshotFile | undefined {
+  try {
+    return readSnapshotFile(folder);
+  } catch {
+    return undefined;
+  }
+}
+
+/** The agent before this one may have made it. */
+function link(target: string, at: string): void {
+  fs.rmSync(at, { force: true });
+  fs.symlinkSync(target, at);
 }
 
 function newSnapshot(file: SnapshotFile, folder: string, persistent: boolean): Snapshot {

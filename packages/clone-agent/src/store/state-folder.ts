@@ -24,6 +24,8 @@ export interface StateFolder {
   readonly runSnapshots: string;
   readonly runLayers: string;
   readonly vms: string;
+  readonly journal: string;
+  readonly processes: string;
   readonly pagerSocket: string;
 }
 
@@ -43,6 +45,8 @@ export function stateFolder(root: string): StateFolder {
     runSnapshots: at('run', 'snapshots'),
     runLayers: at('run', 'layers'),
     vms: at('run', 'vms'),
+    journal: at('journal'),
+    processes: at('processes'),
     pagerSocket: at('run', 'pager.sock'),
   };
 }

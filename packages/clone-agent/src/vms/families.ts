@@ -19,7 +19,9 @@ import { z } from 'zod';
 import { type ChannelHandlers, encodeResponse, type PendingRequest } from '../guest/channel.js';
 import type { QemuProcess } from '../hypervisor/qemu.js';
 import type { Settings } from '../settings.js';
+import type { Journal, TicketRecord, VmRecord } from '../store/journal.js';
 import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
+import { type AdoptionContext, adoptVm } from './adopt-vms.js';
 import { type Freezing, freezeVm, frozenObjects } from './freeze-vm.js';
 import { Room } from './room.js';
 import { connectClone, runClone } from './start-clone.js';
@@ -35,11 +37,19 @@ export interface FamiliesContext {
   readonly store: SnapshotStore;
   readonly settings: Settings;
   readonly log: Logger;
+  readonly journal: Journal;
   /** A QEMU whose RAM is the snapshot's, ready to load its state; the snapshot may still be pending. */
   takeQemu(snapshot: Snapshot): Promise<{ qemu: QemuProcess; warm: boolean }>;
+  /** The QEMU of a VM of the agent before this one. */
+  adoptQemu(process: VmRecord['qemu'], snapshot: Snapshot): Promise<QemuProcess>;
   /** Keeps background work off the processors; returns the end of that. */
   quiet(): () => void;
   changed(kind: 'vm' | 'ticket', id: string): void;
+}
+
+export interface Adoption {
+  readonly adopted: readonly string[];
+  readonly lost: readonly { readonly vm: string; readonly reason: string }[];
 }
 
 /** A program's fork or checkpoint, to be answered in the parent and in every clone. */
@@ -50,15 +60,14 @@ interface Caller {
 }
 
 export class Families {
-  readonly tickets = new Tickets();
+  readonly tickets: Tickets;
   readonly room: Room;
   readonly #context: FamiliesContext;
   readonly #vms = new Map<string, Vm>();
-  #nextVm = 1;
-  #nextFork = 1;
 
   constructor(context: FamiliesContext) {
     this.#context = context;
+    this.tickets = new Tickets(context.journal);
     this.room = new Room(context.settings, () => this.running());
   }
 
@@ -75,6 +84,44 @@ export class Families {
     const vm = this.#vms.get(id);
     if (vm !== undefined) return vm;
     throw new SnowforkError('SF_VM_NOT_FOUND', `there is no VM ${id}: \`sf ps --all\` lists them`);
+  }
+
+  /** Goes on where the agent before this one was killed. */
+  async adopt(records: { vms: VmRecord[]; tickets: TicketRecord[] }): Promise<Adoption> {
+    const runs = ({ end, state }: VmRecord) => end === undefined && state !== 'starting';
+    const running = new Map(records.vms.filter(runs).map((record) => [record.id, record]));
+    for (const ticket of records.tickets) {
+      const owner = running.get(ticket.vm ?? '');
+      const isOpen = !ticket.used && owner !== undefined;
+      const room = isOpen ? this.room.hold(ticket.slots.length, owner.machine) : undefined;
+      this.tickets.restore(ticket, room);
+    }
+    const vms = await Promise.all(records.vms.map((record) => adoptVm(record, this.#adoption())));
+    for (const vm of vms) {
+      this.#vms.set(vm.id, vm);
+      if (vm.end !== undefined && running.has(vm.id)) this.#save(vm);
+    }
+    this.tickets.settleAfter(vms);
+    this.#context.store.collectAll();
+    this.#forgetOldest();
+    const adopted = vms.filter((vm) => vm.end === undefined).map((vm) => vm.id);
+    const lost = vms.flatMap(({ id, end }) =>
+      running.has(id) && end?.how === 'lost' ? [{ vm: id, reason: end.reason }] : [],
+    );
+    return { adopted, lost };
+  }
+
+  #adoption(): AdoptionContext {
+    const { store, log, adoptQemu } = this.#context;
+    return {
+      store,
+      log,
+      adoptQemu,
+      handlersFor: (vm) => this.#handlersFor(vm),
+      ended: (vm) => this.#ended(vm),
+      save: (vm) => this.#save(vm),
+      ticketOf: ({ descent }) => this.tickets.find(descent.ticket ?? ''),
+    };
   }
 
   /** One VM of an image. @throws SnowforkError SF_NO_ROOM, SF_CLONE_FAILED, SF_QEMU_FAILED. */
@@ -146,6 +193,7 @@ export class Families {
 
   killTicket(ticket: Ticket): void {
     ticket.killed = true;
+    ticket.save();
     ticket.giveUp(KILLED_BY_TICKET.reason);
     for (const slot of ticket.slots) {
       const vm = slot.vm === undefined ? undefined : this.#vms.get(slot.vm);
@@ -162,7 +210,13 @@ export class Families {
       if (vm.newest !== snapshot || vm.base === snapshot) continue;
       snapshot.holders.delete(`newest of ${vm.id}`);
       vm.newest = vm.base;
+      this.#save(vm);
     }
+  }
+
+  /** So that the next agent finds it as it is. */
+  #save(vm: Vm): void {
+    this.#context.journal.putVm(vm.record());
   }
 
   #ticket(
@@ -236,11 +290,12 @@ export class Families {
     parentAnswer: unknown,
     signal: AbortSignal,
   ): Promise<Freezing> {
-    const { store, log } = this.#context;
+    const { store, log, journal } = this.#context;
     const freezing = await freezeVm(vm, snapshot, {
       store,
       log,
-      forkId: `f${this.#nextFork++}`,
+      forkId: `f${journal.next('fork')}`,
+      save: () => this.#save(vm),
       caller,
       parentAnswer,
       signal,
@@ -308,7 +363,7 @@ export class Families {
     signal: AbortSignal,
     frozen: Promise<unknown>,
   ): Promise<Vm> {
-    const id = `vm${this.#nextVm++}`;
+    const id = `vm${this.#context.journal.next('vm')}`;
     const { qemu, warm } = await this.#context.takeQemu(snapshot);
     const startedMs = performance.now() - calledAt;
     const vm = new Vm(id, descent, snapshot, qemu, (ended) => this.#ended(ended));
@@ -319,6 +374,7 @@ export class Families {
       throw error;
     }
     this.#vms.set(vm.id, vm);
+    this.#save(vm);
     ticket.attach(descent.cloneId, vm.id);
     this.#context.changed('vm', vm.id);
     if (ticket.killed) vm.finish(KILLED_BY_TICKET);
@@ -334,6 +390,7 @@ export class Families {
     }
     const { store } = this.#context;
     await runClone(vm, { store, answers, startedMs, calledAt, warm, signal });
+    this.#save(vm);
     this.#context.changed('vm', vm.id);
     return vm;
   }
@@ -344,6 +401,7 @@ export class Families {
       request: (request, params) => this.#guestAsks(vm, request, params),
       closed: (stream) => this.#programEnded(vm, stream),
       log: (bytes) => vm.logs.push(bytes),
+      nextExec: () => this.#context.journal.next('exec'),
       lost: (reason) => vm.logs.push(Buffer.from(`snowfork: ${reason}\n`)),
     };
   }
@@ -355,9 +413,10 @@ export class Families {
     if (ticket !== undefined && cloneId !== undefined && this.#vms.has(vm.id)) {
       const how =
         vm.end!.how === 'exited' ? { value: vm.end!.value } : { reason: describeEnd(vm.end!) };
-      this.tickets.get(ticket).settle(cloneId, how);
+      this.tickets.find(ticket)?.settle(cloneId, how);
       changed('ticket', ticket);
     }
+    if (this.#vms.has(vm.id)) this.#save(vm);
     this.tickets.abandonUnusedOf(vm.id);
     vm.newest.holders.delete(`newest of ${vm.id}`);
     store.collect(vm.newest);
@@ -370,6 +429,7 @@ export class Families {
     const ended = this.all().filter((vm) => vm.end !== undefined);
     for (const vm of ended.slice(0, Math.max(0, ended.length - ENDED_REMEMBERED_MAX))) {
       this.#vms.delete(vm.id);
+      this.#context.journal.forgetVm(vm.id);
     }
   }
 

@@ -11,6 +11,7 @@ import { layerFailure } from '../freeze/layer-stack.js';
 import { findNoteLocation, type NoteLocation } from '../freeze/vmcoreinfo.js';
 import { encodeResponse, type GuestChannel, type PendingRequest } from '../guest/channel.js';
 import { clockOrigin } from '../guest/clock.js';
+import type { FreezeRecord } from '../store/journal.js';
 import {
   ramObject,
   type Snapshot,
@@ -29,6 +30,8 @@ export interface FreezeOptions {
   readonly caller: { readonly request: PendingRequest; readonly detached: boolean } | undefined;
   readonly parentAnswer: unknown;
   readonly signal: AbortSignal;
+  /** `vm.freeze` or `vm.newest` has changed: the next agent must know. */
+  save(): void;
   /** The new layer may take this much. */
   readonly availableBytes: () => number;
 }
@@ -62,6 +65,8 @@ export async function freezeVm(
   try {
     const channel = vm.guest();
     assertRoomForLayer(vm, options.availableBytes());
+    vm.freeze = freezeRecord(snapshot, options);
+    options.save();
     const memory = await prepareBoth(vm, channel, snapshot, options);
     const prepareMs = since();
     const requests = guestState(channel.pendingRequests(), options.caller);
@@ -89,6 +94,8 @@ export async function freezeVm(
     endQuiet(vm, 'parent', options, clockOriginMs);
     return { times: snapshot.freeze };
   } catch (error) {
+    vm.freeze = undefined;
+    options.save();
     store.abandon(snapshot);
     const { code } = error as NodeJS.ErrnoException;
     throw code === 'ENOSPC' ? layerFailure(error) : SnowforkError.from(error);
@@ -212,7 +219,7 @@ function endQuiet(
   options: FreezeOptions,
   clockOriginMs?: number,
 ): void {
-  const { caller, forkId, parentAnswer, log } = options;
+  const { caller, forkId, parentAnswer, log, save } = options;
   const answers: Buffer[] = [];
   if (role === 'parent' && caller !== undefined) {
     answers.push(encodeResponse(caller.request, { result: parentAnswer }));
@@ -220,12 +227,36 @@ function endQuiet(
   }
   const entropy = randomBytes(ENTROPY_BYTES);
   const facts = { fork: forkId, role, id: 0, hostname: vm.id, entropy, clockOriginMs };
-  vm.channel?.resume(facts, NEVER, answers).catch((error: unknown) => {
-    if (vm.end !== undefined) return;
-    log.error({ vm: vm.id, err: error }, 'the guest side did not come back from a freeze');
-    vm.logs.push(Buffer.from(`snowfork: ${String(error)}\n`));
-  });
+  const back = vm.channel?.resume(facts, NEVER, answers) ?? Promise.resolve();
+  back.then(
+    () => {
+      if (vm.freeze?.fork !== forkId) return;
+      vm.freeze = undefined;
+      if (vm.end === undefined) save();
+    },
+    (error: unknown) => {
+      if (vm.end !== undefined) return;
+      log.error({ vm: vm.id, err: error }, 'the guest side did not come back from a freeze');
+      vm.logs.push(Buffer.from(`snowfork: ${String(error)}\n`));
+    },
+  );
 }
+
+/** What the caller is to be told by an agent that finds the freeze done, or not. */
+function freezeRecord(snapshot: Snapshot, options: FreezeOptions): FreezeRecord {
+  const { forkId, caller, parentAnswer } = options;
+  const encoded = (answer: Parameters<typeof encodeResponse>[1]) =>
+    caller === undefined ? '' : encodeResponse(caller.request, answer).toString('base64');
+  return {
+    fork: forkId,
+    snapshot: snapshot.file.id,
+    ifDone: encoded({ result: parentAnswer }),
+    ifNot: encoded({ error: new SnowforkError('SF_CLONE_FAILED', AGENT_DIED) }),
+  };
+}
+
+const AGENT_DIED =
+  "the host's agent died while this VM was being frozen, and nothing came of it: ask again";
 
 async function completeSnapshot(
   vm: Vm,

@@ -58,6 +58,14 @@ export class Room {
     return { totalBytes, availableBytes, promisedBytes, roomBytes };
   }
 
+  /** Room that was promised before this agent started. */
+  hold(slots: number, machine: Machine): Reservation {
+    const each = commitBytes(machine);
+    this.#reservedSlots += slots;
+    this.#reservedBytes += slots * each;
+    return { granted: slots, release: this.#releaseOf(slots, each) };
+  }
+
   /** Room for up to `asked` VMs of a machine, beside `extraBytes` that the caller is about to use. */
   reserve(asked: number, machine: Machine, extraBytes = 0): Reservation {
     const { roomBytes } = this.measure();
@@ -68,13 +76,7 @@ export class Room {
     const granted = Math.min(asked, byMemory, byNumber);
     this.#reservedSlots += granted;
     this.#reservedBytes += granted * each;
-    let held = granted;
-    const release = (slots: number) => {
-      const returned = Math.min(slots, held);
-      held -= returned;
-      this.#reservedSlots -= returned;
-      this.#reservedBytes -= returned * each;
-    };
+    const release = this.#releaseOf(granted, each);
     if (granted === asked) return { granted, release };
     const reason =
       byMemory <= byNumber
@@ -83,7 +85,20 @@ export class Room {
         : `this host runs at most ${this.#settings.vmsMax} VMs (setting vmsMax)`;
     return { granted, reason, release };
   }
+
+  #releaseOf(granted: number, eachBytes: number): Reservation['release'] {
+    let held = granted;
+    return (slots) => {
+      const returned = Math.min(slots, held);
+      held -= returned;
+      this.#reservedSlots -= returned;
+      this.#reservedBytes -= returned * eachBytes;
+    };
+  }
 }
+
+/** Of slots that need no room any more, as they were filled or given up. */
+export const NO_RESERVATION: Omit<Reservation, 'granted'> = { release: () => {} };
 
 function mebi(bytes: number): number {
   return Math.floor(bytes / MiB);

@@ -3,7 +3,9 @@
 
 import { type Slot, SnowforkError, type TicketInfo } from '@snowfork/sdk/api';
 import { withResolvers } from '../guest/exec.js';
-import type { Reservation } from './room.js';
+import type { Journal, TicketRecord } from '../store/journal.js';
+import { NO_RESERVATION, type Reservation } from './room.js';
+import { describeEnd, type Vm } from './vm.js';
 
 /** A ticket that nobody used by then gives its room back. */
 export const TICKET_LIFETIME_MS = 10 * 60_000;
@@ -11,6 +13,8 @@ export const TICKET_LIFETIME_MS = 10 * 60_000;
 export const TICKET_VALUES_BYTES_MAX = 64 * 1024 * 1024;
 /** Finished tickets that are remembered, so that they can be joined late. */
 export const TICKETS_REMEMBERED_MAX = 4096;
+
+const NEVER_STARTED = 'it did not come up: the agent died before';
 
 interface SlotState {
   readonly cloneId: number;
@@ -32,19 +36,44 @@ export class Ticket {
   /** Its clones are to be ended, also those that are still on their way. */
   killed = false;
   readonly #settled = withResolvers<void>();
+  readonly #journal: Journal;
+  readonly #createdAt: number;
   #valueBytes = 0;
   #expiry: NodeJS.Timeout;
 
-  constructor(id: string, vm: string | undefined, asked: number, reservation: Reservation) {
-    this.id = id;
-    this.vm = vm;
-    this.asked = asked;
+  constructor(
+    journal: Journal,
+    of: Pick<TicketRecord, 'id' | 'vm' | 'asked' | 'createdAt'>,
+    reservation: Reservation,
+  ) {
+    this.#journal = journal;
+    this.id = of.id;
+    this.vm = of.vm;
+    this.asked = of.asked;
+    this.#createdAt = of.createdAt;
     this.reservation = reservation;
     this.slots = Array.from({ length: reservation.granted }, (_, index) => ({
       cloneId: index + 1,
       status: 'running',
     }));
     this.#expiry = this.#expire();
+  }
+
+  /** As it was when the agent before this one wrote it down. */
+  static restore(journal: Journal, record: TicketRecord, reservation: Reservation): Ticket {
+    const ticket = new Ticket(journal, record, reservation);
+    ticket.killed = record.killed;
+    ticket.used = record.used;
+    if (record.used) clearTimeout(ticket.#expiry);
+    if (record.slots.every(({ status }) => status !== 'running')) ticket.#settled.resolve();
+    for (const { cloneId, status, reason } of record.slots) {
+      const value = status === 'exited' ? journal.readValue(record.id, cloneId) : undefined;
+      if (value !== undefined) ticket.#fill(cloneId, { value });
+      else if (status !== 'running') {
+        ticket.#fill(cloneId, { reason: reason ?? 'its value was lost with the agent' });
+      }
+    }
+    return ticket;
   }
 
   info(): TicketInfo {
@@ -64,6 +93,7 @@ export class Ticket {
     if (this.used) throw new SnowforkError('SF_TICKET_USED', `ticket ${this.id} was used already`);
     this.used = true;
     clearTimeout(this.#expiry);
+    this.save();
   }
 
   /** A fork that could not even freeze its parent: the ticket may be used again. */
@@ -71,6 +101,23 @@ export class Ticket {
     this.used = false;
     // A timer that was cleared can't be refreshed.
     this.#expiry = this.#expire();
+    this.save();
+  }
+
+  /** So that the next agent knows of it. */
+  save(): void {
+    const { id, vm, asked, used, killed } = this;
+    const { reason } = this.reservation;
+    this.#journal.putTicket({
+      id,
+      ...(vm === undefined ? {} : { vm }),
+      asked,
+      createdAt: this.#createdAt,
+      ...(reason === undefined ? {} : { reason }),
+      used,
+      killed,
+      slots: this.slots.map(({ value: _, ...slot }) => slot),
+    });
   }
 
   get done(): boolean {
@@ -84,8 +131,15 @@ export class Ticket {
 
   /** Settles a slot, once; later words about it are not heard. */
   settle(cloneId: number, how: { value: Buffer } | { reason: string }): void {
+    if (this.slots[cloneId - 1]?.status !== 'running') return;
+    if ('value' in how) this.#journal.putValue(this.id, cloneId, how.value);
+    this.#fill(cloneId, how);
+    this.save();
+  }
+
+  #fill(cloneId: number, how: { value: Buffer } | { reason: string }): void {
     const slot = this.slots[cloneId - 1];
-    if (slot === undefined || slot.status !== 'running') return;
+    if (slot === undefined) return;
     if ('value' in how && this.#valueBytes + how.value.length <= TICKET_VALUES_BYTES_MAX) {
       this.#valueBytes += how.value.length;
       slot.status = 'exited';
@@ -126,21 +180,42 @@ export class Ticket {
   }
 
   #expire(): NodeJS.Timeout {
-    return setTimeout(() => this.giveUp('the ticket ran out'), TICKET_LIFETIME_MS).unref();
+    const ageMs = Math.max(0, Date.now() - this.#createdAt);
+    const leftMs = Math.max(0, TICKET_LIFETIME_MS - ageMs);
+    return setTimeout(() => this.giveUp('the ticket ran out'), leftMs).unref();
   }
 }
 
 export class Tickets {
+  readonly #journal: Journal;
   readonly #tickets = new Map<string, Ticket>();
-  #next = 1;
+
+  constructor(journal: Journal) {
+    this.#journal = journal;
+  }
 
   create(vm: string | undefined, asked: number, reservation: Reservation): Ticket {
-    const ticket = new Ticket(`t${this.#next++}`, vm, asked, reservation);
-    this.#tickets.set(ticket.id, ticket);
+    const id = `t${this.#journal.next('ticket')}`;
+    const of = { id, ...(vm === undefined ? {} : { vm }), asked, createdAt: Date.now() };
+    const ticket = new Ticket(this.#journal, of, reservation);
+    ticket.save();
+    this.#tickets.set(id, ticket);
     for (const [id, old] of this.#tickets) {
       if (this.#tickets.size <= TICKETS_REMEMBERED_MAX) break;
-      if (old.done) this.#tickets.delete(id);
+      if (!old.done) continue;
+      this.#tickets.delete(id);
+      this.#journal.forgetTicket(id, old.slots.length);
     }
+    return ticket;
+  }
+
+  /** `reservation`: of an unused ticket, whose room is still promised. */
+  restore(record: TicketRecord, reservation?: Reservation): Ticket {
+    const granted = record.slots.length;
+    const { reason } = record;
+    const none = { granted, ...(reason === undefined ? {} : { reason }), ...NO_RESERVATION };
+    const ticket = Ticket.restore(this.#journal, record, reservation ?? none);
+    this.#tickets.set(ticket.id, ticket);
     return ticket;
   }
 
@@ -150,6 +225,27 @@ export class Tickets {
     if (ticket !== undefined && (owner === undefined || ticket.vm === owner)) return ticket;
     const whose = owner === undefined ? 'on this host' : `of ${owner}`;
     throw new SnowforkError('SF_TICKET_NOT_FOUND', `there is no ticket ${id} ${whose}`);
+  }
+
+  find(id: string): Ticket | undefined {
+    return this.#tickets.get(id);
+  }
+
+  /** After an agent's death: slots that no running VM fills, or will fill, are lost. */
+  settleAfter(vms: Iterable<Vm>): void {
+    const byTicket = new Map(
+      [...vms].map((vm) => [`${vm.descent.ticket} ${vm.descent.cloneId}`, vm]),
+    );
+    for (const ticket of this.#tickets.values()) {
+      for (const { cloneId, status } of ticket.slots) {
+        if (status !== 'running') continue;
+        const vm = byTicket.get(`${ticket.id} ${cloneId}`);
+        if (vm !== undefined) ticket.attach(cloneId, vm.id);
+        if (vm?.end === undefined && (vm !== undefined || !ticket.used)) continue;
+        const reason = vm === undefined ? NEVER_STARTED : describeEnd(vm.end!);
+        ticket.settle(cloneId, { reason });
+      }
+    }
   }
 
   /** The VM has gone: nobody can use what it had not used yet. */

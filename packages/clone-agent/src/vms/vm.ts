@@ -2,13 +2,15 @@
 // none; `families.ts` owns it. A VM ends once, whatever the reason, and gives back all that it held.
 
 import net from 'node:net';
+import path from 'node:path';
 import type { CloneTimes, End, Machine, VmInfo, VmStats } from '@snowfork/sdk/api';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { RingFeed } from '../guest/byte-feed.js';
 import type { GuestChannel } from '../guest/channel.js';
 import { withResolvers } from '../guest/exec.js';
-import type { QemuExit, QemuProcess } from '../hypervisor/qemu.js';
-import type { Snapshot } from '../store/snapshots.js';
+import { type QemuExit, QemuProcess } from '../hypervisor/qemu.js';
+import type { FreezeRecord, VmRecord } from '../store/journal.js';
+import { goneSnapshot, type Snapshot } from '../store/snapshots.js';
 
 /** Bytes of a VM's console, and of its log, that are kept. */
 const FEED_BYTES_MAX = 256 * 1024;
@@ -47,7 +49,9 @@ export class Vm {
   calledAt = performance.now();
   /** The connection of the program that this clone belongs to; its end is the clone's end. */
   owner: number | undefined;
-  readonly startedAt = Date.now();
+  /** What the next agent must do if this one dies within a freeze. */
+  freeze: FreezeRecord | undefined;
+  readonly startedAt: number;
   endedAt: number | undefined;
   end: RawEnd | undefined;
   lastStats: VmStats | undefined;
@@ -64,6 +68,7 @@ export class Vm {
     base: Snapshot,
     qemu: QemuProcess,
     onEnd: (vm: Vm) => void,
+    past: { startedAt: number; end?: RawEnd } = { startedAt: Date.now() },
   ) {
     this.id = id;
     this.descent = descent;
@@ -71,8 +76,53 @@ export class Vm {
     this.newest = base;
     this.qemu = qemu;
     this.#onEnd = onEnd;
+    this.startedAt = past.startedAt;
+    if (past.end !== undefined) {
+      this.end = past.end;
+      this.state = 'ended';
+      this.#ended.resolve(past.end);
+      return;
+    }
     base.users.add(id);
     void qemu.exited.then((exit) => this.finish({ how: 'lost', reason: describeExit(exit) }));
+  }
+
+  /** One that an agent before this one started, as it wrote it down, and that runs. */
+  static adopt(record: VmRecord, base: Snapshot, qemu: QemuProcess, onEnd: (vm: Vm) => void): Vm {
+    const { startedAt } = record;
+    const vm = new Vm(record.id, record.descent, base, qemu, onEnd, { startedAt });
+    vm.state = 'running';
+    vm.times = record.times;
+    vm.owner = record.owner;
+    vm.freeze = record.freeze;
+    return vm;
+  }
+
+  /** One that has ended, to be listed and waited for. */
+  static past(record: VmRecord, end: RawEnd): Vm {
+    const base = goneSnapshot(record.base, record.machine);
+    const { startedAt } = record;
+    const past = { startedAt, end };
+    const vm = new Vm(record.id, record.descent, base, QemuProcess.gone(), () => {}, past);
+    vm.endedAt = record.endedAt ?? Date.now();
+    vm.times = record.times;
+    return vm;
+  }
+
+  /** What the next agent must know to adopt it. */
+  record(): VmRecord {
+    const { id, descent, base, newest, machine, qemu, state, startedAt, times, owner } = this;
+    const { freeze, endedAt, end } = this;
+    const { pid, startTime, folder } = qemu;
+    return {
+      ...{ id, descent, base: base.file.id, newest: newest.file.id, machine, state, startedAt },
+      qemu: { pid, startTime, folder: path.basename(folder) },
+      ...(times === undefined ? {} : { times }),
+      ...(owner === undefined ? {} : { owner }),
+      ...(freeze === undefined ? {} : { freeze }),
+      ...(endedAt === undefined ? {} : { endedAt }),
+      ...(end === undefined ? {} : { end: end.how === 'exited' ? { how: end.how } : end }),
+    };
   }
 
   get machine(): Machine {
@@ -198,6 +248,8 @@ export function describeEnd(end: RawEnd): string {
 /** A guest that powers off or panics ends its QEMU in order; anything else is QEMU's own end. */
 function describeExit({ code, signal, words }: QemuExit): string {
   if (code === 0) return 'the guest powered off, rebooted or panicked';
+  // Nobody was there to be told how: it is not this agent's child.
+  if (code === null && signal === null && words === '') return 'QEMU was killed or crashed';
   const how = signal === null ? `ended with code ${code}` : `was killed by ${signal}`;
   return words === '' ? `QEMU ${how}` : `QEMU ${how}: ${words}`;
 }
