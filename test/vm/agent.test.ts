@@ -60,23 +60,6 @@ describeVms('an agent', () => {
     }
   });
 
-  it('that is killed leaves its VMs to the next one, which ends them and works', async () => {
-    const { state, pid, started } = await busyAgent();
-    process.kill(pid, 'SIGKILL');
-    await eventually(() => expect(isRunning(pid)).toBe(false));
-    expect(started.filter(isRunning)).toEqual(started);
-    // As if it had died while it wrote.
-    fs.writeFileSync(path.join(state, 'agent.json'), '{"pid":');
-    next = await connect({ stateFolder: state });
-    await eventually(() => expect(started.filter(isRunning)).toEqual([]));
-    expect(mountsBelow(state)).toHaveLength(2);
-    expect(await next.vms({ all: true })).toEqual([]);
-    expect((await next.images()).map(({ name }) => name)).toContain('minimal');
-    const vm = await next.launch('minimal');
-    const [clone] = clonesOf(await vm.fork(1));
-    expect(await sh(clone!, 'echo here')).toBe('here');
-  });
-
   it('that is killed while it builds an image leaves nothing half-made to the next one', async () => {
     apart = await hostApart({ warmPoolSize: 0 }, 'minimal');
     const { host, state } = apart;

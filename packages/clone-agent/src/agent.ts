@@ -18,6 +18,7 @@ import {
   type HostInfo,
   type HostStats,
   type ImageInfo,
+  type PreviousAgent,
   type Slot,
   type SnapshotInfo,
   SnowforkError,
@@ -74,6 +75,7 @@ export class Agent implements AgentService {
   readonly #startedAt = Date.now();
   #server: { close(): Promise<void> } | undefined;
   #shutDown: Promise<void> | undefined;
+  #previous: PreviousAgent | undefined;
 
   /** @throws SnowforkError: SF_BAD_REQUEST (settings), SF_PERMISSION, SF_QEMU_MISSING. */
   static async start(options: AgentOptions): Promise<Agent> {
@@ -85,14 +87,16 @@ export class Agent implements AgentService {
     const journal = new Journal(state.journal, complain);
     const adopted = await PagerKeeper.adopt({ state, log, journal: processes });
     try {
+      let previous: PreviousAgent | undefined;
       if (adopted === undefined) {
-        await cleanUp(state, { journal, processes, log });
+        previous = await cleanUp(state, { journal, processes, log });
         await prepareStateFolder(state, settings.layersBytesMax);
       }
       const hypervisor = await Hypervisor.start({ ...options, settings, journal: processes });
       const pager = adopted ?? (await PagerKeeper.start({ state, log, journal: processes }));
       warmFreezeReserve();
       const agent = new Agent(options, { settings, journal, processes, hypervisor, pager });
+      agent.#previous = previous;
       await agent.#open();
       return agent;
     } catch (error) {
@@ -176,6 +180,8 @@ export class Agent implements AgentService {
     const killed = this.#processes.killLeftOver(new Set([...running, await this.#pager.pid()]));
     if (adopted.length + lost.length + killed === 0) return;
     this.#log.warn({ adopted, lost, killed }, 'took over from an agent that was killed');
+    const lostIds = lost.map(({ vm }) => vm);
+    this.#previous = { adopted, lost: lostIds, tickets: [], killedProcesses: killed };
   }
 
   info(): HostInfo {
@@ -186,6 +192,7 @@ export class Agent implements AgentService {
       stateFolder: this.#state.root,
       qemu: this.#hypervisor.info(),
       vms: [...this.#families.running()].length,
+      ...(this.#previous === undefined ? {} : { previous: this.#previous }),
     };
   }
 
@@ -338,14 +345,16 @@ export class Agent implements AgentService {
 async function cleanUp(
   state: StateFolder,
   { journal, processes, log }: { journal: Journal; processes: ProcessJournal; log: Logger },
-): Promise<void> {
+): Promise<PreviousAgent | undefined> {
   const { vms, tickets } = journal.read();
   const lost = vms.filter(({ end }) => end === undefined).map(({ id }) => id);
   const killed = await endLeftOver(state, processes);
   journal.clear();
-  if (lost.length + tickets.length + killed === 0) return;
-  const unjoined = tickets.filter(({ used }) => used).map(({ id }) => id);
-  log.warn({ lost, unjoined, killed }, 'VMs and results of an earlier agent were lost');
+  if (lost.length + tickets.length + killed === 0) return undefined;
+  // A launched VM's ticket is nobody's to join.
+  const joinable = tickets.filter(({ vm, used }) => used && vm !== undefined).map(({ id }) => id);
+  log.warn({ lost, tickets: joinable, killed }, 'VMs and results of an earlier agent were lost');
+  return { adopted: [], lost, tickets: joinable, killedProcesses: killed };
 }
 
 /** Processes and mounts of an agent that died, or of this one when it cannot start. */

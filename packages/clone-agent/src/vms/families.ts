@@ -48,7 +48,7 @@ export interface FamiliesContext {
 }
 
 export interface Adoption {
-  readonly adopted: readonly string[];
+  readonly adopted: string[];
   readonly lost: readonly { readonly vm: string; readonly reason: string }[];
 }
 

@@ -289,6 +289,19 @@ export const hostStatsSchema = z.object({
 });
 export type HostStats = z.infer<typeof hostStatsSchema>;
 
+/** What became of what an agent left that was killed, or that a power cut ended. */
+export const previousAgentSchema = z.object({
+  /** VMs that go on. */
+  adopted: z.array(id),
+  /** VMs that ran and are lost. */
+  lost: z.array(id),
+  /** Tickets whose results are lost. */
+  tickets: z.array(id),
+  /** Processes that nobody needed any more, and that were ended. */
+  killedProcesses: z.number().int(),
+});
+export type PreviousAgent = z.infer<typeof previousAgentSchema>;
+
 export const hostInfoSchema = z.object({
   version: z.string(),
   pid: z.number().int(),
@@ -296,6 +309,8 @@ export const hostInfoSchema = z.object({
   stateFolder: z.string(),
   qemu: z.object({ path: z.string(), version: z.string(), accelerator: acceleratorSchema }),
   vms: z.number().int(),
+  /** Set when the agent before this one did not end in order. */
+  previous: previousAgentSchema.optional(),
 });
 export type HostInfo = z.infer<typeof hostInfoSchema>;
 

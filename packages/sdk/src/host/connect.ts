@@ -42,19 +42,25 @@ export async function connect(options: ConnectOptions = {}): Promise<Host> {
   const stateFolder = resolve(
     options.stateFolder || process.env.SNOWFORK_STATE || STATE_FOLDER_DEFAULT,
   );
-  const transport = new Transport(join(stateFolder, 'agent.sock'));
-  try {
-    if (await answers(transport, signal)) return new Host(transport, stateFolder);
-    if (!start) {
-      const message = `no agent is running for ${stateFolder}: start it with \`sf up\``;
-      throw new SnowforkError('SF_AGENT_UNREACHABLE', message, { details: { running: false } });
-    }
+  const environment: Record<string, string> =
+    accelerator === undefined ? {} : { SNOWFORK_ACCEL: accelerator };
+  const startOne = async (signal: AbortSignal | undefined) => {
+    if (await answers(transport, signal)) return;
     await startAgent({
       stateFolder,
-      environment: accelerator === undefined ? {} : { SNOWFORK_ACCEL: accelerator },
+      environment,
       answers: () => answers(transport, signal),
       signal,
     });
+  };
+  const socketPath = join(stateFolder, 'agent.sock');
+  const transport = new Transport(socketPath, start ? startOne : undefined);
+  try {
+    if (!start && !(await answers(transport, signal))) {
+      const message = `no agent is running for ${stateFolder}: start it with \`sf up\``;
+      throw new SnowforkError('SF_AGENT_UNREACHABLE', message, { details: { running: false } });
+    }
+    if (start) await startOne(signal);
     return new Host(transport, stateFolder);
   } catch (error) {
     await transport.close();

@@ -164,7 +164,8 @@ export class Host {
 
   /**
    * Waits until every clone of a ticket has settled: `exited` with its value, or `lost` with the
-   * reason. With `timeoutMs` it resolves then, those that still run being `running`.
+   * reason. With `timeoutMs` it resolves then, those that still run being `running`. It outlasts the
+   * agent: one that is killed leaves the answer to the next, which is started for it.
    *
    * @throws SnowforkError SF_TICKET_NOT_FOUND, SF_ABORTED.
    */
@@ -173,13 +174,16 @@ export class Host {
     { signal, timeoutMs }: WaitOptions = {},
   ): Promise<Slot[]> {
     const id = typeof ticket === 'string' ? ticket : ticket.id;
-    const request = {
-      method: 'POST',
-      path: apiPath('tickets', id, 'join'),
-      json: { timeoutMs },
-      signal,
-    } as const;
-    const { slots } = await this.#transport.json(request, joinResultSchema);
+    const deadlineMs = timeoutMs === undefined ? undefined : performance.now() + timeoutMs;
+    const request = () => {
+      const left =
+        deadlineMs === undefined
+          ? undefined
+          : Math.max(0, Math.ceil(deadlineMs - performance.now()));
+      const json = { timeoutMs: left };
+      return { method: 'POST', path: apiPath('tickets', id, 'join'), json, signal } as const;
+    };
+    const { slots } = await this.#transport.outlastingJson(request, joinResultSchema);
     return slots.map((slot) =>
       slot.status === 'exited' ? { ...slot, value: valueFromJson(slot.value) } : slot,
     );

@@ -2,6 +2,7 @@
 // SnowforkError. Knows paths and schemas only as arguments. Called by `host.ts`, `vm.ts` and the
 // rest.
 
+import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { type Dispatcher, Pool } from 'undici';
@@ -9,13 +10,19 @@ import type { z } from 'zod';
 import { SnowforkError } from '../api/errors.js';
 import { apiErrorSchema } from '../api/schemas.js';
 import { readEvents, type StreamEvent } from './events.js';
-import { abortError } from './waits.js';
+import { abortError, pause } from './waits.js';
 
 /** The kernel's `sun_path` holds 108 bytes, the last of them NUL. */
 const SOCKET_PATH_BYTES_MAX = 107;
 const CONNECT_TIMEOUT_MS = 5000;
+/** A wait that as many agents have left unanswered has something to do with their deaths. */
+const AGENTS_OUTLIVED_MAX = 10;
+const REVIVE_DELAY_MS = 50;
 /** An answer that is no stream is at most this long: a list of all VMs with their values. */
 const ANSWER_BYTES_MAX = 256 * 1024 * 1024;
+
+/** Resolves when an agent answers. */
+export type Revive = (signal: AbortSignal | undefined) => Promise<void>;
 
 export interface RequestOptions {
   readonly method: 'GET' | 'POST' | 'DELETE';
@@ -31,15 +38,17 @@ export interface RequestOptions {
 export class Transport {
   readonly socketPath: string;
   readonly #pool: Pool;
+  readonly #revive: Revive | undefined;
   #closed = false;
 
   /**
-   * Connects with the first request. @throws SnowforkError SF_BAD_REQUEST when the path is too
-   * long.
+   * Connects with the first request. `revive`: starts the next agent when one was killed.
+   * @throws SnowforkError SF_BAD_REQUEST when the path is too long.
    */
-  constructor(socketPath: string) {
+  constructor(socketPath: string, revive?: Revive) {
     assertPathLength(socketPath);
     this.socketPath = socketPath;
+    this.#revive = revive;
     // Long polls and consoles may be silent for days: deadlines are the callers'.
     this.#pool = new Pool('http://agent', {
       connect: { socketPath, timeout: CONNECT_TIMEOUT_MS },
@@ -61,6 +70,26 @@ export class Transport {
         'understood: do the versions of SDK and agent fit?',
       { cause: parsed.error },
     );
+  }
+
+  /**
+   * As `json`, for what may be asked twice: an agent that was killed leaves the answer to the next.
+   * `request` is made anew each time, as there may be less time left.
+   */
+  async outlastingJson<S extends z.ZodType>(
+    request: () => RequestOptions,
+    schema: S,
+  ): Promise<z.output<S>> {
+    for (let outlived = 0; ; outlived++) {
+      const options = request();
+      try {
+        return await this.json(options, schema);
+      } catch (error) {
+        if (outlived === AGENTS_OUTLIVED_MAX || !this.#wasKilled(error)) throw error;
+        await pause(REVIVE_DELAY_MS, options.signal);
+        await this.#revive!(options.signal);
+      }
+    }
   }
 
   /** For requests whose answer has no body. */
@@ -153,6 +182,13 @@ export class Transport {
       throw this.#failure(error, signal);
     }
     return parseJson(Buffer.concat(chunks).toString('utf8'));
+  }
+
+  /** One that was shut down has taken its file with it, and its VMs. */
+  #wasKilled(error: unknown): boolean {
+    if (!(error instanceof SnowforkError) || error.code !== 'SF_AGENT_UNREACHABLE') return false;
+    if (this.#closed || this.#revive === undefined) return false;
+    return existsSync(join(dirname(this.socketPath), 'agent.json'));
   }
 
   #failure(error: unknown, signal: AbortSignal | undefined): SnowforkError {

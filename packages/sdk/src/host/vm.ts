@@ -181,7 +181,9 @@ export class Vm {
   async wait(options: WaitOptions = {}): Promise<End> {
     const path = apiPath('vms', this.id, 'wait');
     return withDeadline(options, `waiting for ${this.id}`, async (signal) =>
-      decodeEnd(await this.#transport.json({ method: 'POST', path, signal }, endSchema)),
+      decodeEnd(
+        await this.#transport.outlastingJson(() => ({ method: 'POST', path, signal }), endSchema),
+      ),
     );
   }
 
