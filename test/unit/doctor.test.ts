@@ -91,11 +91,8 @@ describe('the host', () => {
   });
 
   test('is told what an older kernel lacks, and nothing of what it has', () => {
-    expect(judged('kernel', { kernelRelease: '6.1.0-40-amd64' }).message).toMatch(
-      /PAGEMAP_SCAN.*FUSE resend/,
-    );
+    expect(judged('kernel', { kernelRelease: '6.1.0-40-amd64' }).message).toMatch(/PAGEMAP_SCAN/);
     const newer = judged('kernel', { kernelRelease: '6.8.12' }).message;
-    expect(newer).toContain('FUSE resend');
     expect(newer).not.toContain('PAGEMAP_SCAN');
     expect(judged('kernel', { kernelRelease: '7.0.0' }).status).toBe('ok');
   });

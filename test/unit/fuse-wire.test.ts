@@ -57,14 +57,6 @@ describe('requests', () => {
     expect(wanted).toEqual({ offset: 0x1_2345_6000, sizeBytes: 4096 });
   });
 
-  test('a request that comes again keeps its mark, and the reply repeats it', () => {
-    const header = decoded(request(Opcode.read, 0x12, Buffer.alloc(40)));
-    expect(header.uniqueHigh).toBe(wire.UNIQUE_RESENT_HIGH);
-    const reply = Buffer.alloc(wire.REPLY_HEADER_BYTES);
-    wire.encodeReplyHeader(reply, header, 0);
-    expect(reply.toString('hex')).toBe('10000000' + '00000000' + '4602000000000080');
-  });
-
   test('a node of the highest snapshot', () => {
     expect(decoded(request(Opcode.getattr, 0xf_ffff_ffff, Buffer.alloc(16))).nodeid).toBe(
       2 ** 36 - 1,
@@ -90,9 +82,9 @@ describe('requests', () => {
     });
     const common = { major: 7, minor: 45, maxReadahead: 131_072, flags: 0x73ff_fffb };
     const newer = request(Opcode.init, 0, args);
-    expect(wire.decodeInit(newer, newer.length)).toEqual({ ...common, flags2: 0x5fd });
+    expect(wire.decodeInit(newer, newer.length)).toEqual(common);
     const older = request(Opcode.init, 0, args.subarray(0, 16));
-    expect(wire.decodeInit(older, older.length)).toEqual({ ...common, flags2: 0 });
+    expect(wire.decodeInit(older, older.length)).toEqual(common);
     const cut = request(Opcode.init, 0, args.subarray(0, 12));
     expect(() => wire.decodeInit(cut, cut.length)).toThrow(FuseWireError);
   });
@@ -164,12 +156,11 @@ describe('replies and notifications', () => {
   });
 
   test('INIT offers what was agreed, 64 bytes long', () => {
-    const { asyncRead, maxPages, extended } = wire.InitFlag;
+    const { asyncRead, maxPages } = wire.InitFlag;
     const result = wire.encodeInit({
       minor: 40,
       maxReadahead: 0,
-      flags: asyncRead | maxPages | extended,
-      flags2: wire.InitFlag2.hasResend,
+      flags: asyncRead | maxPages,
       maxBackground: 64,
       congestionThreshold: 48,
     });
@@ -177,14 +168,13 @@ describe('replies and notifications', () => {
       '07000000',
       '28000000',
       '00000000',
-      '01004040',
+      '01004000',
       '40003000',
       '00100000',
       '01000000',
       '00010000',
-      '80000000',
     ].join('');
-    expect(result.toString('hex')).toBe(words + '00'.repeat(64 - 36));
+    expect(result.toString('hex')).toBe(words + '00'.repeat(64 - 32));
   });
 
   test('an entry: node, validity, attributes', () => {
@@ -218,7 +208,7 @@ describe('replies and notifications', () => {
     );
   });
 
-  test('INVAL_ENTRY, INVAL_INODE and RESEND', () => {
+  test('INVAL_ENTRY and INVAL_INODE', () => {
     expect(wire.encodeInvalidateEntry(1, 's1').toString('hex')).toBe(
       [
         '23000000',
@@ -240,6 +230,5 @@ describe('replies and notifications', () => {
         '0000000000000000',
       ].join(''),
     );
-    expect(wire.encodeResend().toString('hex')).toBe('10000000' + '07000000' + '0000000000000000');
   });
 });

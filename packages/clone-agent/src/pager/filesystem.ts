@@ -19,7 +19,6 @@ import {
   FUSE_MAJOR,
   FUSE_MINOR,
   InitFlag,
-  InitFlag2,
   type NodeAttributes,
   Opcode,
   OpenFlag,
@@ -35,9 +34,7 @@ const INIT_FLAGS =
   InitFlag.asyncRead |
   InitFlag.parallelDirectoryOperations |
   InitFlag.maxPages |
-  InitFlag.explicitInvalidation |
-  InitFlag.extended;
-const INIT_FLAGS_2 = InitFlag2.hasResend;
+  InitFlag.explicitInvalidation;
 const BACKGROUND_READS_MAX = 64;
 const CONGESTION_THRESHOLD = 48;
 
@@ -118,7 +115,6 @@ export class Filesystem {
       minor: Math.min(init.minor, FUSE_MINOR),
       maxReadahead: 0,
       flags: INIT_FLAGS & init.flags,
-      flags2: INIT_FLAGS_2 & init.flags2,
       maxBackground: BACKGROUND_READS_MAX,
       congestionThreshold: CONGESTION_THRESHOLD,
     });

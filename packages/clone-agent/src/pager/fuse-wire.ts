@@ -57,11 +57,7 @@ export const Notification = {
   invalidateInode: 2,
   invalidateEntry: 3,
   store: 4,
-  resend: 7,
 } as const;
-
-/** Set in `unique` of a request that FUSE_NOTIFY_RESEND brought again; the reply repeats it. */
-export const UNIQUE_RESENT_HIGH = 0x8000_0000;
 
 export const OpenFlag = { directIo: 1 << 0, keepCache: 1 << 1 } as const;
 
@@ -70,10 +66,7 @@ export const InitFlag = {
   parallelDirectoryOperations: 1 << 18,
   maxPages: 1 << 22,
   explicitInvalidation: 1 << 25,
-  /** `flags2` is meant. */
-  extended: 1 << 30,
 } as const;
-export const InitFlag2 = { hasResend: 1 << (39 - 32) } as const;
 
 const HEADER = {
   length: 0,
@@ -91,8 +84,6 @@ const INIT_IN = {
   maxReadahead: 48,
   flags: 52,
   bytes: 56,
-  flags2: 56,
-  extendedBytes: 60,
 } as const;
 const FORGET_IN = { lookups: 40, bytes: 48 } as const;
 const BATCH_FORGET_IN = { count: 40, first: 48, each: 16 } as const;
@@ -107,7 +98,6 @@ const INIT_OUT = {
   maxWrite: 20,
   timeGranularity: 24,
   maxPages: 28,
-  flags2: 32,
   bytes: 64,
 } as const;
 const ATTR = {
@@ -190,20 +180,17 @@ export interface InitArguments {
   readonly minor: number;
   readonly maxReadahead: number;
   readonly flags: number;
-  readonly flags2: number;
 }
 
 /** @throws FuseWireError */
 export function decodeInit(request: Buffer, lengthBytes: number): InitArguments {
   const argumentsEnd = lengthBytes - extensionBytes(request, lengthBytes);
   if (argumentsEnd < INIT_IN.bytes) throw new FuseWireError('INIT cut short');
-  const extended = argumentsEnd >= INIT_IN.extendedBytes;
   return {
     major: request.readUInt32LE(INIT_IN.major),
     minor: request.readUInt32LE(INIT_IN.minor),
     maxReadahead: request.readUInt32LE(INIT_IN.maxReadahead),
     flags: request.readUInt32LE(INIT_IN.flags),
-    flags2: extended ? request.readUInt32LE(INIT_IN.flags2) : 0,
   };
 }
 
@@ -246,7 +233,6 @@ export function encodeInit(of: {
   minor: number;
   maxReadahead: number;
   flags: number;
-  flags2: number;
   maxBackground: number;
   congestionThreshold: number;
 }): Buffer {
@@ -260,7 +246,6 @@ export function encodeInit(of: {
   result.writeUInt32LE(WRITE_BYTES_MAX, INIT_OUT.maxWrite);
   result.writeUInt32LE(1, INIT_OUT.timeGranularity);
   result.writeUInt16LE(READ_BYTES_MAX / PAGE_BYTES, INIT_OUT.maxPages);
-  result.writeUInt32LE(of.flags2 >>> 0, INIT_OUT.flags2);
   return result;
 }
 
@@ -330,13 +315,6 @@ export function encodeInvalidateEntry(parent: number, name: string): Buffer {
   writeU64(notification, parent, INVALIDATE_ENTRY_OUT.parent);
   notification.writeUInt32LE(nameBytes, INVALIDATE_ENTRY_OUT.nameLength);
   notification.write(name, INVALIDATE_ENTRY_OUT.name);
-  return notification;
-}
-
-/** Asks for the requests again that another process took and never answered (Linux 6.9). */
-export function encodeResend(): Buffer {
-  const notification = Buffer.alloc(REPLY_HEADER_BYTES);
-  writeNotificationHeader(notification, notification.length, Notification.resend);
   return notification;
 }
 

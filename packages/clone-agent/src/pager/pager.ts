@@ -2,7 +2,6 @@
 // by the control socket. It answers what the serving threads pass on; it owns the registry and with
 // it all descriptors of layers.
 
-import fs from 'node:fs';
 import { z } from 'zod';
 import type { Command } from './control.js';
 import { DeferredReads } from './deferred-reads.js';
@@ -12,7 +11,6 @@ import {
   decodeRead,
   encodeInvalidateEntry,
   encodeInvalidateInode,
-  encodeResend,
   newRequestHeader,
   Opcode,
 } from './fuse-wire.js';
@@ -21,8 +19,9 @@ import { ROOT_NODE } from './nodes.js';
 import { Registry } from './objects.js';
 import { PageServer } from './page-server.js';
 import { Counter, ServedObject } from './served-object.js';
-import { errorCode, FuseReplies } from './session.js';
+import { FuseReplies } from './session.js';
 import { StoreRequests } from './stores.js';
+import { AnsweredRequests, mapTakenRequests } from './taken.js';
 import { MAIN_THREAD } from './thread-data.js';
 import { Threads } from './threads.js';
 
@@ -44,22 +43,27 @@ export class Pager {
   readonly #registry: Registry;
   readonly #deferred: DeferredReads;
   readonly #filesystem: Filesystem;
+  /** Of requests that the serving threads have passed on. */
+  readonly #answered: AnsweredRequests;
   readonly #events: PagerEvents;
 
   constructor(of: { fuseDescriptor: number; runFolder: string }, events: PagerEvents) {
     this.#events = events;
     const { complain } = events;
-    askAgain(of.fuseDescriptor, complain);
+    this.#answered = new AnsweredRequests(mapTakenRequests(of.runFolder));
+    const left = this.#answered.left();
     this.#threads = new Threads({
-      fuseDescriptor: of.fuseDescriptor,
+      ...of,
       failed: events.failed,
       heard: (word) => {
-        if (word.kind === 'request') this.#take(Buffer.from(word.request), word.startedAt);
+        if (word.kind === 'request') this.#take(Buffer.from(word.request), word);
         else if (word.kind === 'complaint') complain(word.message);
         else if (word.kind === 'gone') events.gone();
       },
     });
-    const replies = new FuseReplies(of.fuseDescriptor);
+    const replies = new FuseReplies(of.fuseDescriptor, (request) =>
+      this.#answered.answered(request),
+    );
     const stores = new StoreRequests(this.#threads.storesMemory, MAIN_THREAD);
     const histogram = new LatencyHistogram(this.#threads.histogramMemory, MAIN_THREAD);
     this.#server = new PageServer({ replies, stores, complain });
@@ -81,6 +85,7 @@ export class Pager {
       opened: (nodeid) => setImmediate(() => this.#loadEarly(nodeid)),
       forgotten: (nodeid) => server.objects.get(nodeid)?.windows.forget(),
     });
+    for (const { request, slot } of left) this.#take(request, { startedAt: Date.now(), slot });
   }
 
   readonly commands: Readonly<Record<string, Command>> = {
@@ -95,10 +100,12 @@ export class Pager {
     await this.#threads.quiet();
   }
 
-  #take(request: Buffer, startedAt: number): void {
+  #take(request: Buffer, of: { startedAt: number; slot: number | undefined }): void {
+    const { startedAt, slot } = of;
     const header = newRequestHeader();
     try {
       decodeHeader(request, request.length, header);
+      if (slot !== undefined) this.#answered.await(header, slot);
       if (header.opcode !== Opcode.read) {
         this.#filesystem.handle(header, request);
         return;
@@ -178,14 +185,5 @@ export class Pager {
       parkedReads: this.#deferred.parkedCount,
       refusedParkedReads: this.#deferred.refused,
     };
-  }
-}
-
-/** What a pager took that has died is asked for again (Linux 6.9 and later); nothing at first start. */
-function askAgain(fuseDescriptor: number, complain: (message: string) => void): void {
-  try {
-    fs.writeSync(fuseDescriptor, encodeResend());
-  } catch (error) {
-    complain(`this kernel does not send requests again: ${errorCode(error)}`);
   }
 }

@@ -10,11 +10,13 @@ import { Outcome, PageServer } from './page-server.js';
 import { ServedObject } from './served-object.js';
 import { FuseReplies, FuseSession } from './session.js';
 import { StoreRequests } from './stores.js';
+import { mapTakenRequests, TakenRequests } from './taken.js';
 import type { ThreadData, ThreadWord } from './thread-data.js';
 
 const data: ThreadData = workerData;
 const say = (word: ThreadWord) => parentPort!.postMessage(word);
 
+const taken = new TakenRequests(mapTakenRequests(data.runFolder), data.thread);
 const server = new PageServer({
   replies: new FuseReplies(data.fuseDescriptor),
   stores: new StoreRequests(data.stores, data.thread),
@@ -51,15 +53,17 @@ function serve(request: Buffer, lengthBytes: number): void {
         return;
       }
     }
-    const copy = Uint8Array.prototype.slice.call(request, 0, lengthBytes);
-    say({ kind: 'request', request: copy, startedAt: performance.timeOrigin + startedMs });
+    const slot = taken.keep(header.opcode, lengthBytes);
+    const copy = new Uint8Array(request.subarray(0, lengthBytes));
+    say({ kind: 'request', request: copy, startedAt: performance.timeOrigin + startedMs, slot });
   } catch (error) {
     if (!(error instanceof FuseWireError)) throw error;
     say({ kind: 'complaint', message: `a request that is none: ${error.message}` });
   } finally {
+    taken.done();
     mailbox.leave();
   }
 }
 
-new FuseSession(data.fuseDescriptor, serve).run();
+new FuseSession(data.fuseDescriptor, taken.current, serve).run();
 say({ kind: 'gone' });

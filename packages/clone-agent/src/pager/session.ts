@@ -7,12 +7,7 @@
 // request crosses from libuv's pool to the event loop; each also costs twice the CPU time.
 
 import fs from 'node:fs';
-import {
-  encodeReplyHeader,
-  REPLY_HEADER_BYTES,
-  REQUEST_BYTES_MAX,
-  type RequestHeader,
-} from './fuse-wire.js';
+import { encodeReplyHeader, REPLY_HEADER_BYTES, type RequestHeader } from './fuse-wire.js';
 
 /** The end of a request's identity, all that a reply repeats of it. */
 export type RequestIdentity = Pick<RequestHeader, 'uniqueLow' | 'uniqueHigh'>;
@@ -27,10 +22,12 @@ const AGAIN: ReadonlySet<string> = new Set(['ENOENT', 'EINTR', 'EAGAIN']);
 export class FuseSession {
   readonly #descriptor: number;
   readonly #handle: RequestHandler;
-  readonly #request = Buffer.alloc(REQUEST_BYTES_MAX);
+  readonly #request: Buffer;
 
-  constructor(descriptor: number, handle: RequestHandler) {
+  /** `request`: where each request is read to. */
+  constructor(descriptor: number, request: Buffer, handle: RequestHandler) {
     this.#descriptor = descriptor;
+    this.#request = request;
     this.#handle = handle;
   }
 
@@ -46,7 +43,7 @@ export class FuseSession {
   /** The next request's length, 0 when the mount has gone, -1 when there was none after all. */
   #take(): number {
     try {
-      return fs.readSync(this.#descriptor, this.#request, 0, REQUEST_BYTES_MAX, null);
+      return fs.readSync(this.#descriptor, this.#request, 0, this.#request.length, null);
     } catch (error) {
       const code = errorCode(error);
       if (ENDED.has(code)) return 0;
@@ -58,31 +55,37 @@ export class FuseSession {
 
 export class FuseReplies {
   readonly #descriptor: number;
+  readonly #answered: ((request: RequestIdentity) => void) | undefined;
   readonly #header = Buffer.alloc(REPLY_HEADER_BYTES);
   readonly #headerAlone = [this.#header];
   /** Reused: a reply allocates nothing. */
   readonly #headerAndResult: Buffer[] = [this.#header, this.#header];
 
-  constructor(descriptor: number) {
+  /** `answered` is called after each answer. */
+  constructor(descriptor: number, answered?: (request: RequestIdentity) => void) {
     this.#descriptor = descriptor;
+    this.#answered = answered;
   }
 
   result(request: RequestIdentity, result: Buffer): void {
     encodeReplyHeader(this.#header, request, result.length);
     this.#headerAndResult[1] = result;
     this.#write(this.#headerAndResult);
+    this.#answered?.(request);
   }
 
   /** An empty result: nothing to say, or the end of a file. */
   done(request: RequestIdentity): void {
     encodeReplyHeader(this.#header, request, 0);
     this.#write(this.#headerAlone);
+    this.#answered?.(request);
   }
 
   /** `errno` is positive, of `os.constants.errno`. */
   error(request: RequestIdentity, errno: number): void {
     encodeReplyHeader(this.#header, request, 0, errno);
     this.#write(this.#headerAlone);
+    this.#answered?.(request);
   }
 
   #write(parts: Buffer[]): void {

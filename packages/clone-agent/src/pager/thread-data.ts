@@ -12,6 +12,7 @@ export const THREADS = SERVING_THREADS + 2;
 
 export interface ThreadData {
   readonly fuseDescriptor: number;
+  readonly runFolder: string;
   readonly thread: number;
   readonly port: MessagePort;
   readonly board: SharedArrayBuffer;
@@ -21,7 +22,13 @@ export interface ThreadData {
 
 export type ThreadWord =
   /** A request that this thread does not answer; `startedAt` is ms since the epoch. */
-  | { readonly kind: 'request'; readonly request: Uint8Array; readonly startedAt: number }
+  | {
+      readonly kind: 'request';
+      readonly request: Uint8Array;
+      readonly startedAt: number;
+      /** Where it is kept until it is answered (`taken.ts`). */
+      readonly slot: number | undefined;
+    }
   /** The mount has gone. */
   | { readonly kind: 'gone' }
   /** The notifications of `tell` were written. */

@@ -21,6 +21,7 @@ export class Threads {
 
   constructor(of: {
     fuseDescriptor: number;
+    runFolder: string;
     heard: (word: ThreadWord) => void;
     /** A thread has failed: the pager can't go on. */
     failed: (error: Error) => void;
@@ -30,6 +31,7 @@ export class Threads {
       const { port1, port2 } = new MessageChannel();
       const data: ThreadData = {
         fuseDescriptor: of.fuseDescriptor,
+        runFolder: of.runFolder,
         thread,
         port: port2,
         board,

@@ -28,12 +28,6 @@ const KERNEL_FEATURES = [
     since: [6, 7],
     without: 'without PAGEMAP_SCAN (6.7) a freeze reads the whole page map of QEMU: longer pauses',
   },
-  {
-    since: [6, 9],
-    without:
-      'without FUSE resend (6.9) a fault that a pager had taken when it was killed is not answered ' +
-      'by the next one: that VM hangs',
-  },
 ] as const;
 
 /** All checks that need no agent, in the order in which they are shown. */
