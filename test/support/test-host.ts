@@ -13,6 +13,9 @@ const root = path.resolve(fileURLToPath(import.meta.url), '../../..');
 /** Where the tests' images are kept; the path must be short, for the sockets below it. */
 export const testState = process.env.SNOWFORK_TEST_STATE ?? '/var/tmp/snowfork-test';
 
+/** Folders of agents apart; the id of the process that they belong to follows. */
+const APART_PREFIX = 'sfa-';
+
 /** Why VMs cannot run here; undefined when they can. */
 export function whyNoVms(): string | undefined {
   if (process.getuid?.() !== 0) return 'VM tests need root: mounts and /dev/fuse';
@@ -39,7 +42,9 @@ export async function hostApart(
 ): Promise<{ host: Host; state: string; dispose: () => Promise<void> }> {
   const shared = await testHost(...images);
   await shared.close();
-  const state = fs.mkdtempSync(path.join(path.dirname(testState), 'sfa-'));
+  const state = fs.mkdtempSync(
+    path.join(path.dirname(testState), `${APART_PREFIX}${process.pid}-`),
+  );
   // Hard links: layers are never written again, and they are large and sparse. The cache saves builds
   // their downloads, and every agent the seconds of probing its accelerator.
   const shares = ['images', 'snapshots', 'layers', 'cache'].map((folder) =>
@@ -54,6 +59,22 @@ export async function hostApart(
     fs.rmSync(state, { recursive: true, force: true });
   };
   return { host, state, dispose };
+}
+
+/** What tests have left that were killed together with their agents. */
+export async function removeLeftApart(): Promise<void> {
+  const parent = path.dirname(testState);
+  for (const name of fs.readdirSync(parent)) {
+    const owner = /^(\d+)-/.exec(name.slice(APART_PREFIX.length))?.[1];
+    if (!name.startsWith(APART_PREFIX) || owner === undefined) continue;
+    if (fs.existsSync(`/proc/${owner}`)) continue;
+    const state = path.join(parent, name);
+    // An agent knows best what there is to end.
+    const host = await connectOwned(state);
+    await host.shutDown();
+    await host.close();
+    fs.rmSync(state, { recursive: true, force: true });
+  }
 }
 
 function connectOwned(stateFolder: string): Promise<Host> {

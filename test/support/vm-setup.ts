@@ -2,10 +2,11 @@
 // the last. Called by vitest.
 
 import { connect } from '@snowfork/sdk';
-import { testHost, testState, whyNoVms } from './test-host.js';
+import { removeLeftApart, testHost, testState, whyNoVms } from './test-host.js';
 
 export async function setup(): Promise<void> {
   if (whyNoVms() !== undefined) return;
+  await removeLeftApart();
   const host = await testHost('minimal', 'node');
   await host.close();
 }

@@ -188,6 +188,22 @@ echo "$@" > /tmp/new; mv /tmp/new /tmp/answer${round}`,
     process.kill(pid, 'SIGKILL');
   });
 
+  it('together with its pager loses its VMs, which get no page, and no zeros in place of one', async () => {
+    await start(0);
+    const vm = await host.launch('minimal');
+    const [{ pid }] = (await host.vms()) as [VmInfo];
+    const pager = (await host.stats()).pager.pid;
+    const agent = (await host.info()).pid;
+    process.kill(agent, 'SIGKILL');
+    process.kill(pager, 'SIGKILL');
+    await eventually(() => expect([agent, pager].filter(isRunning)).toEqual([]));
+    await nextAgent();
+    expect((await host.info()).previous).toMatchObject({ adopted: [], lost: [vm.id] });
+    expect(isRunning(pid!)).toBe(false);
+    expect(await host.vms()).toEqual([]);
+    expect(await sh(await host.launch('minimal'), 'echo here')).toBe('here');
+  });
+
   it('with all that it has started is cleaned up after, and what was lost is said', async () => {
     await start(2);
     const vm = await host.launch('minimal');

@@ -36,7 +36,10 @@ const up: CommandSpec = {
     assertAccelerator(info, accelerator);
     const started = running === undefined;
     if (session.output.json) session.output.document({ started, ...info });
-    else session.output.line(describe(info, started));
+    else {
+      session.output.line(describe(info, started));
+      for (const line of describePrevious(info.previous)) session.output.line(line);
+    }
   },
 };
 
@@ -125,6 +128,17 @@ function assertAccelerator(info: HostInfo, wanted: Accelerator | undefined): voi
   if (wanted === undefined || wanted === accelerator) return;
   const message = `the agent runs with ${accelerator}, not ${wanted}: end it first by \`sf down\``;
   throw new SnowforkError('SF_INCOMPATIBLE', message, { details: { accelerator, wanted } });
+}
+
+/** What the user may miss, or find again, after the agent before this one was killed. */
+function describePrevious(previous: HostInfo['previous']): string[] {
+  if (previous === undefined) return [];
+  const { adopted, lost, tickets } = previous;
+  return [
+    ...(adopted.length === 0 ? [] : [`adopted from the agent before: ${adopted.join(', ')}`]),
+    ...(lost.length === 0 ? [] : [`lost with the agent before: ${lost.join(', ')}`]),
+    ...(tickets.length === 0 ? [] : [`lost results of tickets: ${tickets.join(', ')}`]),
+  ];
 }
 
 function describe(info: HostInfo, started: boolean): string {
