@@ -17,6 +17,7 @@ import {
   FrameReader,
   FrameType,
   MESSAGE_BYTES_MAX,
+  MESSAGE_FRAMES_MAX,
   MessageAssembler,
 } from '../../packages/sdk/src/api/port.js';
 
@@ -213,6 +214,19 @@ describe('MessageAssembler', () => {
       for (const stream of [0, 1, 2]) other.push({ ...part, stream, flags: 0 });
       for (const stream of [3, 4]) other.drop(stream);
     }
+  });
+
+  test('a message byte by byte is taken up to a number of frames, and given back', () => {
+    const assembler = new MessageAssembler();
+    const part = (stream: number): Frame => {
+      return { type: FrameType.request, flags: FLAG_MORE, stream, payload: Buffer.from('x') };
+    };
+    for (let round = 0; round < 2; round++) {
+      for (let at = 0; at < MESSAGE_FRAMES_MAX; at++) assembler.push(part(at % 7));
+      for (let stream = 0; stream < 7; stream++) assembler.drop(stream);
+    }
+    for (let at = 0; at < MESSAGE_FRAMES_MAX; at++) assembler.push(part(at));
+    expect(() => assembler.push(part(0))).toThrow(FrameError);
   });
 
   test('random frames give messages or a FrameError', () => {

@@ -29,7 +29,7 @@ export class RingFeed implements ByteFeed {
 
   push(chunk: Buffer): void {
     if (this.#ended || chunk.length === 0) return;
-    this.#chunks.push(chunk);
+    this.#chunks.push(ownBytes(chunk));
     this.#bytes += chunk.length;
     while (this.#chunks.length > 1 && this.#bytes - this.#chunks[0]!.length >= this.#bytesMax) {
       this.#bytes -= this.#chunks.shift()!.length;
@@ -51,3 +51,10 @@ export class RingFeed implements ByteFeed {
 
 /** Many tiny chunks are put together, so that the overhead per chunk is bounded too. */
 const CHUNKS_MAX = 1024;
+
+/** The bytes, without what they were read with: a few bytes must not keep a large buffer. */
+export function ownBytes(bytes: Buffer): Buffer {
+  return bytes.buffer.byteLength > 2 * bytes.length
+    ? Buffer.from(new Uint8Array(bytes).buffer)
+    : bytes;
+}

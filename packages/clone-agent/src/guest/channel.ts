@@ -14,7 +14,6 @@ import {
   encodeValue,
   type Frame,
   FrameError,
-  FrameReader,
   FrameType,
   type GuestMethod,
   guestRequestSchema,
@@ -24,6 +23,7 @@ import {
 } from '@snowfork/sdk/api';
 import { GuestClock, nanoseconds, readMonotonic } from './clock.js';
 import { encodeExec, GuestExec, withResolvers } from './exec.js';
+import { FrameIntake } from './frame-intake.js';
 
 /** Requests of one guest that may wait for their answer. */
 export const REQUESTS_PENDING_MAX = 256;
@@ -50,6 +50,8 @@ export interface ChannelHandlers {
   log(bytes: Buffer): void;
   /** The channel is of no more use. */
   lost(reason: string): void;
+  /** After `lost`: it is so because the guest sent what no guest side sends. */
+  broken?(reason: string): void;
   /**
    * A number for a command: one over all VMs and all agents, as a clone inherits running commands
    * with their numbers and must not meet them again.
@@ -82,13 +84,16 @@ export class GuestChannel {
   readonly clock = new GuestClock();
   readonly #socket: net.Socket;
   readonly #handlers: ChannelHandlers;
-  readonly #reader = new FrameReader();
+  readonly #intake: FrameIntake;
   readonly #assembler = new MessageAssembler();
   readonly #execs = new Map<number, GuestExec>();
   readonly #pending = new Map<string, PendingRequest>();
   #handshake: Handshake | undefined;
   /** What must not be sent between PREPARE and RESUMED; undefined when the port is open. */
   #held: Buffer[] | undefined;
+  #heldBytes = 0;
+  /** Written to the socket and not taken by QEMU yet. */
+  #unreadFrames = 0;
   /** Answered while the port was held: the guest that is frozen just now has no answer yet. */
   #answeredHeld: PendingRequest[] = [];
   /** A RESUME that is under way; settles when the guest has come back, or has not in time. */
@@ -101,7 +106,11 @@ export class GuestChannel {
     this.#socket = socket;
     this.#handlers = handlers;
     this.#held = frozen ? [] : undefined;
-    socket.on('data', (chunk) => this.#receive(chunk));
+    this.#intake = new FrameIntake(socket, {
+      take: (frame) => this.#take(frame),
+      isFull: () => this.#isUnread(),
+      broke: (error) => this.#broke(error),
+    });
     socket.on('close', () => this.#lose('the port was closed'));
     socket.on('error', () => {});
   }
@@ -175,10 +184,10 @@ export class GuestChannel {
   }
 
   /** Answers a program. In a clone that has not resumed yet, use `encodeResponse` with `resume`. */
-  respond(request: PendingRequest, answer: { result: unknown } | { error: SnowforkError }): void {
+  respond(request: PendingRequest, answer: Answer): void {
     if (!this.#pending.delete(requestKey(request))) return;
     if (this.#held !== undefined) this.#answeredHeld.push(request);
-    this.#send(encodeResponse(request, answer));
+    this.#send(encodeFitting(request, answer));
   }
 
   /** The request is answered by other means: with `resume`. */
@@ -262,15 +271,11 @@ export class GuestChannel {
     }
   }
 
-  #receive(chunk: Buffer): void {
-    if (this.#lost !== undefined) return;
-    try {
-      for (const frame of this.#reader.push(chunk)) this.#take(frame);
-    } catch (error) {
-      if (!(error instanceof FrameError)) throw error;
-      this.#lose(`the guest broke the protocol: ${error.message}`);
-      this.#socket.destroy();
-    }
+  #broke(error: FrameError): void {
+    const reason = `the guest broke the protocol: ${error.message}`;
+    this.#lose(reason);
+    this.#socket.destroy();
+    this.#handlers.broken?.(reason);
   }
 
   #take(frame: Frame): void {
@@ -312,7 +317,7 @@ export class GuestChannel {
   #takeHandshake(frame: Frame): void {
     const facts = decodeLines(frame.payload);
     const handshake = this.#handshake;
-    const error = facts.get('error');
+    const error = facts.get('error')?.slice(0, GUEST_WORDS_LENGTH_MAX);
     // At once, and also after the deadline: what was held goes before all that comes of this chunk's
     // next frame, which may be a program's request for another fork.
     if (
@@ -369,27 +374,38 @@ export class GuestChannel {
     // What was held concerns those too.
     this.#away = undefined;
     this.#held = undefined;
+    this.#heldBytes = 0;
     this.#answeredHeld = [];
   }
 
   #send(frame: Buffer): void {
-    if (this.#held === undefined) this.#write(frame);
-    else if (this.#held.length < HELD_FRAMES_MAX) this.#held.push(frame);
-    else this.#lose('too much was sent to a frozen guest');
+    if (this.#held === undefined) {
+      this.#write(frame);
+      return;
+    }
+    this.#heldBytes += frame.length;
+    if (this.#held.length < HELD_FRAMES_MAX && this.#heldBytes <= HELD_BYTES_MAX) {
+      this.#held.push(frame);
+    } else this.#lose('too much was sent to a frozen guest');
   }
 
-  /** A guest that does not read what it asked for is not heard until it does. */
   #write(frame: Buffer): void {
     if (this.#lost !== undefined) return;
-    this.#socket.write(frame);
-    if (this.#socket.writableLength <= UNREAD_BYTES_MAX || this.#socket.isPaused()) return;
-    this.#socket.pause();
-    this.#socket.once('drain', () => this.#socket.resume());
+    this.#unreadFrames++;
+    this.#socket.write(frame, () => {
+      this.#unreadFrames--;
+      if (!this.#isUnread()) this.#intake.goOn();
+    });
+  }
+
+  #isUnread(): boolean {
+    return this.#unreadFrames > UNREAD_FRAMES_MAX || this.#socket.writableLength > UNREAD_BYTES_MAX;
   }
 
   #release(): void {
     const held = this.#held ?? [];
     this.#held = undefined;
+    this.#heldBytes = 0;
     this.#answeredHeld = [];
     for (const frame of held) this.#write(frame);
   }
@@ -397,6 +413,7 @@ export class GuestChannel {
   #lose(reason: string): void {
     if (this.#lost !== undefined) return;
     this.#lost = reason;
+    this.#intake.stop();
     const failure = new SnowforkError('SF_VM_GONE', reason);
     for (const exec of this.#execs.values()) exec.fail(failure);
     this.#execs.clear();
@@ -423,8 +440,13 @@ const SIGKILL = 9;
 /** The first ones also make the guest warm. */
 const CLOCK_LOOKS = 5;
 const HELD_FRAMES_MAX = 4096;
+const HELD_BYTES_MAX = 16 * MESSAGE_BYTES_MAX;
 /** Answers that the guest has not read yet; several of the largest. */
 const UNREAD_BYTES_MAX = 4 * MESSAGE_BYTES_MAX;
+/** Small ones cost more than their bytes. */
+const UNREAD_FRAMES_MAX = 4096;
+/** Of the guest's words about its own failures. */
+const GUEST_WORDS_LENGTH_MAX = 500;
 
 /**
  * Behind a RESUME and its responses, from an agent that has taken over a running guest: its programs'
@@ -435,14 +457,23 @@ export function encodeAgain(owner: number | undefined): Buffer {
   return encodeFrame(FrameType.again, 0, encodeLines(fields));
 }
 
+type Answer = { readonly result: unknown } | { readonly error: SnowforkError };
+
 /** A RESPONSE frame (or several). */
-export function encodeResponse(
-  request: PendingRequest,
-  answer: { result: unknown } | { error: SnowforkError },
-): Buffer {
+export function encodeResponse(request: PendingRequest, answer: Answer): Buffer {
   const body = 'error' in answer ? { error: answer.error.toJSON() } : answer;
   const payload = encodeValue({ id: request.id, ...body }, MESSAGE_BYTES_MAX);
   return encodeMessage(FrameType.response, request.stream, payload);
+}
+
+/** The answer, or why it cannot be told: some of it may be a guest's own words, of any size. */
+function encodeFitting(request: PendingRequest, answer: Answer): Buffer {
+  try {
+    return encodeResponse(request, answer);
+  } catch (cause) {
+    const error = new SnowforkError('SF_VALUE_TOO_LARGE', 'the answer is too large', { cause });
+    return encodeResponse(request, { error });
+  }
 }
 
 function encodeResume(facts: ResumeFacts): Buffer {

@@ -16,6 +16,7 @@ import {
   SnowforkError,
 } from '@snowfork/sdk/api';
 import type { ExecEvent, ExecSession } from '../api/service.js';
+import { ownBytes } from './byte-feed.js';
 
 /** How a session reaches the port. */
 type Send = (frame: Buffer) => void;
@@ -119,13 +120,14 @@ export class GuestExec implements ExecSession {
   /** A frame of this command's stream came from the guest. @throws FrameError when it cheats. */
   take(frame: Frame): void {
     if (frame.type === FrameType.started) {
-      this.#pid = Number(decodeLines(frame.payload).get('pid') ?? 0);
+      this.#pid = wholeNumber(decodeLines(frame.payload).get('pid')) ?? 0;
       this.#started.resolve();
     } else if (frame.type === FrameType.stdout || frame.type === FrameType.stderr) {
+      if (frame.payload.length === 0) return;
       const kind = frame.type === FrameType.stdout ? 'stdout' : 'stderr';
       this.#queuedBytes += frame.payload.length;
       if (this.#queuedBytes > EXEC_WINDOW_BYTES) throw new FrameError('output beyond its window');
-      this.#push({ kind, bytes: frame.payload });
+      this.#push({ kind, bytes: ownBytes(frame.payload) });
     } else if (frame.type === FrameType.credit) {
       const bytes = Number(decodeLines(frame.payload).get('bytes'));
       if (!Number.isSafeInteger(bytes) || bytes < 0) throw new FrameError('credit is no number');
@@ -154,16 +156,28 @@ export class GuestExec implements ExecSession {
       );
       return;
     }
-    const number = (key: string) => (fields.has(key) ? Number(fields.get(key)) : null);
+    const code = wholeNumber(fields.get('code'));
+    const signal = wholeNumber(fields.get('signal'));
     this.#started.resolve();
-    this.#push({ kind: 'exit', exit: { code: number('code'), signal: number('signal') } });
+    this.#push({ kind: 'exit', exit: { code, signal } });
     this.#ended = true;
     this.#wakeWriter?.();
   }
 
   #push(event: ExecEvent): void {
     this.#queue.push(event);
+    if (this.#queue.length > EVENTS_QUEUED_MAX) this.#compact();
     this.#wakeReader?.();
+  }
+
+  /** What a command writes byte by byte, and nobody reads yet, must not cost more than its bytes. */
+  #compact(): void {
+    const joined = (['stdout', 'stderr'] as const).flatMap((kind) => {
+      const chunks = this.#queue.flatMap((event) => (event.kind === kind ? [event.bytes] : []));
+      return chunks.length === 0 ? [] : [{ kind, bytes: Buffer.concat(chunks) }];
+    });
+    const exits = this.#queue.filter(({ kind }) => kind === 'exit');
+    this.#queue.splice(0, this.#queue.length, ...joined, ...exits);
   }
 
   #credit(bytes: number): void {
@@ -171,6 +185,14 @@ export class GuestExec implements ExecSession {
     this.#send(encodeFrame(FrameType.credit, this.exec, encodeLines({ bytes })));
   }
 }
+
+/** Null where the guest wrote something else. */
+function wholeNumber(text: string | undefined): number | null {
+  const isNumber = text !== undefined && /^-?\d{1,10}$/.test(text);
+  return isNumber ? Number(text) : null;
+}
+
+const EVENTS_QUEUED_MAX = 1024;
 
 interface PromiseWithResolversOf<T> {
   readonly promise: Promise<T>;

@@ -31,6 +31,7 @@ import { readVmStats } from './vm-stats.js';
 
 /** VMs that ended and are still listed. */
 const ENDED_REMEMBERED_MAX = 1000;
+const REFUSAL_LENGTH_MAX = 1000;
 const KILLED_BY_TICKET = { how: 'killed', reason: 'killed by its ticket' } as const;
 
 export interface FamiliesContext {
@@ -403,6 +404,7 @@ export class Families {
       log: (bytes) => vm.logs.push(bytes),
       nextExec: () => this.#context.journal.next('exec'),
       lost: (reason) => vm.logs.push(Buffer.from(`snowfork: ${reason}\n`)),
+      broken: (reason) => vm.finish({ how: 'lost', reason }),
     };
   }
 
@@ -547,7 +549,9 @@ export class Families {
 function parse<M extends GuestMethod>(method: M, params: unknown): GuestParams<M> {
   const parsed = guestMethods[method].params.safeParse(params);
   if (parsed.success) return parsed.data as GuestParams<M>;
-  throw new SnowforkError('SF_BAD_REQUEST', `${method}: ${z.prettifyError(parsed.error)}`);
+  // It may repeat what the guest sent, and a guest sends what it likes.
+  const words = z.prettifyError(parsed.error).slice(0, REFUSAL_LENGTH_MAX);
+  throw new SnowforkError('SF_BAD_REQUEST', `${method}: ${words}`);
 }
 
 /** What `fork` or `checkpoint` returns in clone `id`. */

@@ -11,6 +11,8 @@ import { describeEnd, type Vm } from './vm.js';
 export const TICKET_LIFETIME_MS = 10 * 60_000;
 /** Values of one ticket's slots together; a value beyond that is refused and its slot lost. */
 export const TICKET_VALUES_BYTES_MAX = 64 * 1024 * 1024;
+/** Node's timers hold no longer time. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
 /** Finished tickets that are remembered, so that they can be joined late. */
 export const TICKETS_REMEMBERED_MAX = 4096;
 
@@ -35,7 +37,7 @@ export class Ticket {
   used = false;
   /** Its clones are to be ended, also those that are still on their way. */
   killed = false;
-  readonly #settled = withResolvers<void>();
+  readonly #waiters = new Set<() => void>();
   readonly #journal: Journal;
   readonly #createdAt: number;
   #valueBytes = 0;
@@ -65,7 +67,6 @@ export class Ticket {
     ticket.killed = record.killed;
     ticket.used = record.used;
     if (record.used) clearTimeout(ticket.#expiry);
-    if (record.slots.every(({ status }) => status !== 'running')) ticket.#settled.resolve();
     for (const { cloneId, status, reason } of record.slots) {
       const value = status === 'exited' ? journal.readValue(record.id, cloneId) : undefined;
       if (value !== undefined) ticket.#fill(cloneId, { value });
@@ -151,7 +152,7 @@ export class Ticket {
           ? how.reason
           : `the values of ticket ${this.id} together are over ${TICKET_VALUES_BYTES_MAX} bytes`;
     }
-    if (this.done) this.#settled.resolve();
+    if (this.done) for (const wake of this.#waiters) wake();
   }
 
   /** Ends an unused ticket. */
@@ -167,14 +168,18 @@ export class Ticket {
   async settled(timeoutMs: number | undefined, signal: AbortSignal): Promise<void> {
     if (this.done) return;
     const over = withResolvers<void>();
-    const timer = timeoutMs === undefined ? undefined : setTimeout(over.resolve, timeoutMs);
+    const delayMs = Math.min(timeoutMs ?? Number.POSITIVE_INFINITY, TIMER_MS_MAX);
+    const timer = timeoutMs === undefined ? undefined : setTimeout(over.resolve, delayMs);
     const onAbort = () => over.reject(new SnowforkError('SF_ABORTED', 'the caller gave up'));
     signal.addEventListener('abort', onAbort, { once: true });
+    // Taken off again: a guest may ask a million times, and its clone may run for days.
+    this.#waiters.add(over.resolve);
     try {
       if (signal.aborted) onAbort();
-      await Promise.race([this.#settled.promise, over.promise]);
+      await over.promise;
     } finally {
       clearTimeout(timer);
+      this.#waiters.delete(over.resolve);
       signal.removeEventListener('abort', onAbort);
     }
   }

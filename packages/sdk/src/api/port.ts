@@ -138,72 +138,102 @@ export function decodeLines(payload: Uint8Array): Map<string, string> {
 
 /** Cuts a byte stream into frames. One per connection; after a FrameError it must not be used on. */
 export class FrameReader {
-  #pending: Buffer = Buffer.alloc(0);
+  #chunks: Uint8Array[] = [];
+  #pendingBytes = 0;
+  /** With fewer bytes than this no frame is whole. */
+  #neededBytes = FRAME_HEADER_BYTES;
 
   /** Bytes held back because their frame is not whole yet; at most one frame's. */
   get pendingBytes(): number {
-    return this.#pending.length;
+    return this.#pendingBytes;
   }
 
   /** The frames that `chunk` completes. @throws FrameError when the bytes are no frame. */
   push(chunk: Uint8Array): Frame[] {
-    let bytes =
-      this.#pending.length === 0 ? Buffer.from(chunk) : Buffer.concat([this.#pending, chunk]);
+    this.#chunks.push(chunk);
+    this.#pendingBytes += chunk.length;
+    const isWaiting = this.#pendingBytes < this.#neededBytes;
+    // A peer that sends byte by byte must not have its frame copied for each of them.
+    if (isWaiting && this.#chunks.length < CHUNKS_MAX) return [];
+    let bytes: Buffer = Buffer.concat(this.#chunks, this.#pendingBytes);
     const frames: Frame[] = [];
+    this.#neededBytes = FRAME_HEADER_BYTES;
     while (bytes.length >= FRAME_HEADER_BYTES) {
-      const length = bytes.readUInt32LE(OFFSET.length);
-      const type = bytes.readUInt8(OFFSET.type);
-      const flags = bytes.readUInt8(OFFSET.flags);
-      if (length > FRAME_PAYLOAD_BYTES_MAX) throw new FrameError(`frame of ${length} bytes`);
-      if (!knownTypes.has(type)) throw new FrameError(`unknown frame type ${type}`);
-      if ((flags & ~FLAGS_ALL) !== 0) throw new FrameError(`unknown frame flags ${flags}`);
-      if (bytes.readUInt16LE(OFFSET.reserved) !== 0)
-        throw new FrameError('reserved field not zero');
-      const end = FRAME_HEADER_BYTES + length;
-      if (bytes.length < end) break;
+      const end = frameEnd(bytes);
+      if (bytes.length < end) {
+        this.#neededBytes = end;
+        break;
+      }
       frames.push({
-        type: type as FrameType,
-        flags,
+        type: bytes.readUInt8(OFFSET.type) as FrameType,
+        flags: bytes.readUInt8(OFFSET.flags),
         stream: bytes.readUInt32LE(OFFSET.stream),
         payload: bytes.subarray(FRAME_HEADER_BYTES, end),
       });
       bytes = bytes.subarray(end);
     }
-    this.#pending = bytes;
+    this.#pendingBytes = bytes.length;
+    this.#chunks = bytes.length === 0 ? [] : [bytes];
     return frames;
   }
 }
 
+const CHUNKS_MAX = 256;
+
+/** Where the frame that begins the bytes ends. @throws FrameError when its header is none. */
+function frameEnd(bytes: Buffer): number {
+  const length = bytes.readUInt32LE(OFFSET.length);
+  const type = bytes.readUInt8(OFFSET.type);
+  const flags = bytes.readUInt8(OFFSET.flags);
+  if (length > FRAME_PAYLOAD_BYTES_MAX) throw new FrameError(`frame of ${length} bytes`);
+  if (!knownTypes.has(type)) throw new FrameError(`unknown frame type ${type}`);
+  if ((flags & ~FLAGS_ALL) !== 0) throw new FrameError(`unknown frame flags ${flags}`);
+  if (bytes.readUInt16LE(OFFSET.reserved) !== 0) throw new FrameError('reserved field not zero');
+  return FRAME_HEADER_BYTES + length;
+}
+
+/** Frames of messages under way: a peer may send them byte by byte, and each has a cost. */
+export const MESSAGE_FRAMES_MAX = 16_384;
+
 /** Puts the frames of long messages together again, bounded per stream and over all streams. */
 export class MessageAssembler {
-  readonly #parts = new Map<string, Buffer[]>();
+  /** By stream, then by type. */
+  readonly #parts = new Map<number, Map<FrameType, Uint8Array[]>>();
   #bytes = 0;
+  #frames = 0;
 
   /** The whole payload when `frame` ends its message. @throws FrameError when a bound is passed. */
   push(frame: Frame): Buffer | undefined {
-    const key = `${frame.type}:${frame.stream}`;
-    const parts = this.#parts.get(key);
+    const ofStream = this.#parts.get(frame.stream);
+    const parts = ofStream?.get(frame.type);
     if ((frame.flags & FLAG_MORE) === 0) {
-      if (parts === undefined) return frame.payload;
-      this.#parts.delete(key);
-      for (const part of parts) this.#bytes -= part.length;
+      if (ofStream === undefined || parts === undefined) return frame.payload;
+      this.#forget(parts);
+      ofStream.delete(frame.type);
+      if (ofStream.size === 0) this.#parts.delete(frame.stream);
       return Buffer.concat([...parts, frame.payload]);
     }
     if (frame.payload.length === 0) throw new FrameError('empty frame in a longer message');
     this.#bytes += frame.payload.length;
-    if (this.#bytes > 2 * MESSAGE_BYTES_MAX)
+    this.#frames++;
+    if (this.#bytes > 2 * MESSAGE_BYTES_MAX || this.#frames > MESSAGE_FRAMES_MAX)
       throw new FrameError('messages under way are too large');
-    if (parts === undefined) this.#parts.set(key, [frame.payload]);
-    else parts.push(frame.payload);
+    // A copy: the payload would keep all that it was read with.
+    const part = new Uint8Array(frame.payload);
+    if (parts !== undefined) parts.push(part);
+    else if (ofStream !== undefined) ofStream.set(frame.type, [part]);
+    else this.#parts.set(frame.stream, new Map([[frame.type, [part]]]));
     return undefined;
   }
 
   /** Forgets what a closed stream had begun. */
   drop(stream: number): void {
-    for (const [key, parts] of this.#parts) {
-      if (!key.endsWith(`:${stream}`)) continue;
-      for (const part of parts) this.#bytes -= part.length;
-      this.#parts.delete(key);
-    }
+    for (const parts of this.#parts.get(stream)?.values() ?? []) this.#forget(parts);
+    this.#parts.delete(stream);
+  }
+
+  #forget(parts: readonly Uint8Array[]): void {
+    for (const part of parts) this.#bytes -= part.length;
+    this.#frames -= parts.length;
   }
 }

@@ -3,6 +3,7 @@
 
 import { Packr } from 'msgpackr';
 import { SnowforkError } from './errors.js';
+import { checkMsgpack, VALUE_DEPTH_MAX, VALUE_ITEMS_MAX } from './msgpack-check.js';
 import { VALUE_BYTES_MAX } from './port.js';
 
 const packr = new Packr({ useRecords: false, moreTypes: false, mapsAsObjects: true });
@@ -12,7 +13,7 @@ const packr = new Packr({ useRecords: false, moreTypes: false, mapsAsObjects: tr
  * @throws SnowforkError SF_VALUE_TOO_LARGE above it; SF_BAD_REQUEST when it has no MessagePack form.
  */
 export function encodeValue(value: unknown, bytesMax = VALUE_BYTES_MAX): Buffer {
-  assertEncodable(value, 0);
+  assertEncodable(value, { items: 0 }, 0);
   let encoded: Buffer;
   try {
     encoded = packr.pack(value);
@@ -23,13 +24,16 @@ export function encodeValue(value: unknown, bytesMax = VALUE_BYTES_MAX): Buffer 
   return encoded;
 }
 
-/** @throws SnowforkError SF_BAD_REQUEST when the bytes are no MessagePack. */
+/** @throws SnowforkError SF_BAD_REQUEST when the bytes are no MessagePack, or absurd: `checkMsgpack`. */
 export function decodeValue(encoded: Uint8Array, bytesMax = VALUE_BYTES_MAX): unknown {
   assertValueSize(encoded.length, bytesMax);
   try {
+    checkMsgpack(encoded);
     return packr.unpack(encoded);
   } catch (cause) {
-    throw new SnowforkError('SF_BAD_REQUEST', 'the bytes are no MessagePack value', { cause });
+    const why = cause instanceof Error ? cause.message : String(cause);
+    const message = `the bytes are no MessagePack value: ${why.slice(0, WHY_LENGTH_MAX)}`;
+    throw new SnowforkError('SF_BAD_REQUEST', message, { cause });
   }
 }
 
@@ -57,13 +61,17 @@ export function valueFromJson(json: unknown): unknown {
  * msgpackr would write something for every one of these, and something else would come out.
  * @throws SnowforkError SF_BAD_REQUEST that names what cannot travel.
  */
-function assertEncodable(value: unknown, depth: number): void {
+function assertEncodable(value: unknown, count: { items: number }, depth: number): void {
+  if (++count.items > VALUE_ITEMS_MAX) {
+    const message = `the value has more than ${VALUE_ITEMS_MAX} items (numbers, strings, keys …)`;
+    throw new SnowforkError('SF_VALUE_TOO_LARGE', `${message}: hand over bytes instead`);
+  }
   if (depth > VALUE_DEPTH_MAX) throw unencodable(`nested more than ${VALUE_DEPTH_MAX} deep`);
   if (typeof value === 'function' || typeof value === 'symbol') throw unencodable(typeof value);
   if (typeof value !== 'object' || value === null) return;
   if (value instanceof Uint8Array || value instanceof Date) return;
   if (Array.isArray(value)) {
-    for (const item of value) assertEncodable(item, depth + 1);
+    for (const item of value) assertEncodable(item, count, depth + 1);
     return;
   }
   if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer || value instanceof RegExp) {
@@ -73,8 +81,10 @@ function assertEncodable(value: unknown, depth: number): void {
     throw unencodable(value.constructor.name);
   }
   const items =
-    value instanceof Map || value instanceof Set ? value.values() : Object.values(value);
-  for (const item of items) assertEncodable(item, depth + 1);
+    value instanceof Map || value instanceof Set ? [...value.values()] : Object.values(value);
+  // Keys are items too; those of a Map or an object are never objects here.
+  if (!(value instanceof Set)) count.items += items.length;
+  for (const item of items) assertEncodable(item, count, depth + 1);
 }
 
 function unencodable(what: string): SnowforkError {
@@ -82,7 +92,7 @@ function unencodable(what: string): SnowforkError {
   return new SnowforkError('SF_BAD_REQUEST', `a value cannot be ${what}: it is made of ${kinds}`);
 }
 
-const VALUE_DEPTH_MAX = 256;
+const WHY_LENGTH_MAX = 200;
 const JSON_DEPTH_MAX = 64;
 
 function isJson(value: unknown, depth: number): boolean {
