@@ -6,7 +6,7 @@ import { vi } from 'vitest';
 const DEADLINE_MS = 20_000;
 const POLL_MS = 10;
 
-/** Resolves when `check` passes; rejects with its last complaint. */
-export async function eventually(check: () => void | Promise<void>): Promise<void> {
-  await vi.waitFor(check, { timeout: DEADLINE_MS, interval: POLL_MS });
+/** Resolves with what `check` gives when it passes; rejects with its last complaint. */
+export async function eventually<T>(check: () => T | Promise<T>): Promise<T> {
+  return await vi.waitFor(check, { timeout: DEADLINE_MS, interval: POLL_MS });
 }

@@ -6,7 +6,12 @@ import os from 'node:os';
 import path from 'node:path';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { afterAll, describe, expect, it } from 'vitest';
-import { narrowLines, narrowStanzas } from '../../packages/clone-agent/src/image/apt.js';
+import {
+  asBackports,
+  narrowLines,
+  narrowStanzas,
+  ofSuite,
+} from '../../packages/clone-agent/src/image/apt.js';
 import { importsOf } from '../../packages/clone-agent/src/image/guest-sdk.js';
 import { orderModules } from '../../packages/clone-agent/src/image/modules.js';
 import { resolveInside } from '../../packages/clone-agent/src/image/root.js';
@@ -16,6 +21,9 @@ const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'snowfork-parts-'));
 afterAll(() => fs.rmSync(folder, { recursive: true, force: true }));
 
 describe('apt sources', () => {
+  const bookworm = { choice: ofSuite('bookworm'), archiveOnly: false };
+  const backports = { choice: asBackports('bookworm-backports'), archiveOnly: true };
+
   it('keeps the lines of the suite and its updates, with their options', () => {
     const kept = [
       'deb http://a.example/debian bookworm main',
@@ -30,7 +38,7 @@ describe('apt sources', () => {
       'deb http://other.example/apt stable main',
       '',
     ];
-    expect(narrowLines([...kept, ...dropped].join('\n'), 'bookworm')).toBe(`${kept.join('\n')}\n`);
+    expect(narrowLines([...kept, ...dropped].join('\n'), bookworm)).toBe(`${kept.join('\n')}\n`);
   });
 
   it('narrows stanzas and keeps their other fields, keys included', () => {
@@ -53,7 +61,7 @@ Types: deb
 URIs: http://c.example
 Suites: bookworm
 `;
-    expect(narrowStanzas(sources, 'bookworm')).toBe(`Types: deb
+    expect(narrowStanzas(sources, bookworm)).toBe(`Types: deb
 Suites: bookworm bookworm-updates
 URIs: http://a.example/debian
 Components: main
@@ -65,7 +73,25 @@ Signed-By:
   });
 
   it('gives nothing where the suite is not', () => {
-    expect(narrowStanzas('Types: deb\nSuites: sid\nURIs: http://a.example', 'bookworm')).toBe('');
+    expect(narrowStanzas('Types: deb\nSuites: sid\nURIs: http://a.example', bookworm)).toBe('');
+  });
+
+  it("takes backports from where Debian's archive is, and from nowhere else", () => {
+    const lines = [
+      'deb [signed-by=/k.gpg] http://a.example/debian/ bookworm main contrib',
+      'deb http://a.example/debian bookworm-updates main',
+      'deb http://a.example/debian-security bookworm main',
+      'deb http://docker.example/linux/debian bookworm stable',
+    ];
+    expect(narrowLines(lines.join('\n'), backports)).toBe(
+      'deb [signed-by=/k.gpg] http://a.example/debian/ bookworm-backports main contrib\n',
+    );
+    const stanza = (uri: string) =>
+      `Types: deb\nURIs: ${uri}\nSuites: bookworm bookworm-updates\nComponents: main\n`;
+    expect(narrowStanzas(stanza('http://a.example/debian'), backports)).toBe(
+      'Types: deb\nSuites: bookworm-backports\nURIs: http://a.example/debian\nComponents: main\n',
+    );
+    expect(narrowStanzas(stanza('http://a.example/debian-security'), backports)).toBe('');
   });
 });
 

@@ -40,7 +40,18 @@ describe('parseImageFile', () => {
     expect(await parseImageFile(write(''))).toEqual({
       ...{ name: 'test', description: '', base: 'bookworm', system: 'debian', cpu: undefined },
       ...{ packages: [], files: [], commands: [], warm: [], memoryBytes: 256 * MiB, vcpus: 1 },
+      kernel: undefined,
     });
+  });
+
+  it('takes a kernel of another suite, written as apt writes it', async () => {
+    const spec = await parseImageFile(write('kernel: linux-image-cloud-amd64/bookworm-backports'));
+    expect(spec.kernel).toEqual({
+      package: 'linux-image-cloud-amd64',
+      suite: 'bookworm-backports',
+    });
+    expect(await problemOf('kernel: bookworm-backports')).toContain('a package and its suite');
+    expect(await problemOf('kernel: bash/bookworm')).toContain('a package and its suite');
   });
 
   it('resolves sources beside the file, and reads permissions as octal', async () => {

@@ -29,6 +29,7 @@ import {
 } from '../../packages/clone-agent/src/freeze/vmcoreinfo.js';
 import { connectQmp, type Qmp } from '../../packages/clone-agent/src/hypervisor/qmp.js';
 import {
+  kernelSchema,
   type PreparedImage,
   parseImageFile,
   prepareImage,
@@ -38,6 +39,7 @@ const PAGE = 4096;
 const MiB = 2 ** 20;
 const BOOT_TIMEOUT_MS = 60_000;
 const REPOSITORY = path.resolve(import.meta.dirname, '../..');
+const program = process.env.SNOWFORK_QEMU ?? 'qemu-system-x86_64';
 const isRoot = process.getuid?.() === 0;
 
 let folder: string;
@@ -46,8 +48,10 @@ let image: PreparedImage;
 beforeAll(async () => {
   if (!isRoot) return;
   folder = fs.mkdtempSync(path.join(os.tmpdir(), 'snowfork-free-'));
+  const spec = await parseImageFile(path.join(REPOSITORY, 'images/minimal.yaml'));
+  const kernel = kernelSchema.optional().parse(process.env.SNOWFORK_GUEST_KERNEL);
   image = await prepareImage({
-    spec: await parseImageFile(path.join(REPOSITORY, 'images/minimal.yaml')),
+    spec: { ...spec, kernel },
     cacheFolder: path.join(os.tmpdir(), 'snowfork-test-cache'),
     workFolder: path.join(folder, 'image'),
     guestFolder: path.join(REPOSITORY, 'packages/clone-agent/guest'),
@@ -88,7 +92,7 @@ class Guest implements AsyncDisposable {
     const boot = ['-kernel', image.kernelPath, '-initrd', image.initrdPath];
     boot.push('-append', image.commandLine, '-nodefaults', '-display', 'none', '-no-reboot');
     const monitor = ['-qmp', `unix:${at('qmp')},server=on,wait=off`];
-    const qemu = spawn('qemu-system-x86_64', [...machine, ...devices, ...boot, ...monitor], {
+    const qemu = spawn(program, [...machine, ...devices, ...boot, ...monitor], {
       stdio: ['ignore', 'inherit', 'inherit'],
     });
     try {

@@ -173,7 +173,12 @@ describeVms('forks', () => {
       until [ -e /tmp/go ]; do usleep 50000; done
       sf-guest exit "$id went on"`;
     await sh(parent, script);
-    const clones = (await host.vms()).filter((other) => other.parent === parent.id);
+    // The parent's call returns before the clones are there.
+    const clones = await eventually(async () => {
+      const found = (await host.vms()).filter((other) => other.parent === parent.id);
+      expect(found).toHaveLength(2);
+      return found;
+    });
     await parent.kill();
     for (const { id } of clones) await sh(await host.vm(id), 'echo >/tmp/go');
     const slots = await host.join(clones[0]!.ticket!);

@@ -144,6 +144,7 @@ export class Agent implements AgentService {
       store: this.#store,
       log,
       guestFolder: path.join(packageFolder, 'guest'),
+      guestKernel: this.#settings.guestKernel,
       sdkFolder,
       machineFor: (prepared, cpu) => this.#hypervisor.machineFor(prepared, cpu),
       bootQemu: (snapshot, prepared) => this.#hypervisor.boot(snapshot, this.#store, prepared),

@@ -23,6 +23,7 @@ import type { QemuProcess } from './hypervisor/qemu.js';
 import {
   hashImage,
   type ImageSpec,
+  type KernelChoice,
   type PreparedImage,
   parseImageFile,
   parseMemory,
@@ -51,6 +52,8 @@ export interface ImagesContext {
   /** Folders of this installation that go into guests. */
   readonly guestFolder: string;
   readonly sdkFolder: string;
+  /** Of images that name none. */
+  readonly guestKernel: KernelChoice | undefined;
   /** What this host would run the image on; probes the accelerator with the image's own kernel. */
   machineFor(prepared: PreparedImage, cpuModel: string | undefined): Promise<Machine>;
   /** Starts a QEMU that boots the image with RAM and disk of `snapshot`. */
@@ -143,7 +146,8 @@ export class Images {
     const declared = await parseImageFile(request.file);
     const memoryBytes =
       request.memory === undefined ? declared.memoryBytes : parseMemory(request.memory);
-    const spec = { ...declared, memoryBytes };
+    const kernel = declared.kernel ?? this.#context.guestKernel;
+    const spec = { ...declared, memoryBytes, kernel };
     const hash = await hashImage(spec, { guestFolder, sdkFolder });
     const old = this.#images.get(name);
     if (old?.hash === hash && request.force !== true) {

@@ -5,6 +5,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import { acceleratorSchema, SnowforkError } from '@snowfork/sdk/api';
 import { z } from 'zod';
+import { kernelSchema } from './image/index.js';
 
 const MiB = 1024 * 1024;
 
@@ -25,6 +26,8 @@ const settingsSchema = z.strictObject({
     .default(Math.max(256 * MiB, Math.floor(os.totalmem() * 0.05))),
   /** Forces the accelerator that the probe would find. */
   accelerator: acceleratorSchema.optional(),
+  /** The kernel of images that name none. */
+  guestKernel: kernelSchema.optional(),
   /** VMs of this host, running at a time. */
   vmsMax: z.number().int().min(1).max(4096).default(1024),
 });
@@ -41,9 +44,18 @@ export function readSettings(file: string, environment: NodeJS.ProcessEnv): Sett
       throw new SnowforkError('SF_BAD_REQUEST', `${file} is no JSON`, { cause });
     }
   }
-  const forced = environment.SNOWFORK_ACCEL;
-  const merged = forced ? { ...(stored as object), accelerator: forced } : stored;
+  const { SNOWFORK_ACCEL: accelerator, SNOWFORK_GUEST_KERNEL: guestKernel } = environment;
+  const forced = {
+    ...(accelerator ? { accelerator } : {}),
+    ...(guestKernel ? { guestKernel } : {}),
+  };
+  // What is no object is left for the schema to refuse.
+  const merged = isObject(stored) ? { ...stored, ...forced } : stored;
   const parsed = settingsSchema.safeParse(merged);
   if (parsed.success) return parsed.data;
   throw new SnowforkError('SF_BAD_REQUEST', `${file}: ${z.prettifyError(parsed.error)}`);
+}
+
+function isObject(value: unknown): value is object {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }

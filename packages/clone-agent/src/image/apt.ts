@@ -1,7 +1,7 @@
-// Where Debian packages come from: the apt sources of this host, narrowed to one suite, so that
+// Where Debian packages come from: the apt sources of this host, narrowed to some suites, so that
 // the project names no mirror. Keeps lists of packages of its own in the cache folder (the host's
-// may be empty or of another suite) and never touches the host's. Called by `kernel.ts` and
-// `root.ts`.
+// may be empty or of another suite) and never touches the host's. Called by `kernel.ts`, `root.ts`
+// and the matrix of versions (`test/matrix`).
 
 import fs from 'node:fs/promises';
 import path from 'node:path';
@@ -20,35 +20,44 @@ export interface Apt {
   readonly listsStamp: string;
 }
 
+/** What becomes of a suite that a source has: the name that it is kept under, undefined: dropped. */
+export type SuiteChoice = (candidate: string) => string | undefined;
+
+const BACKPORTS = '-backports';
+
 /**
+ * Backports that the host has no source of come from where it has the suite itself from.
  * @param folders the work folder gets the narrowed sources, the cache folder keeps the lists
- * @throws SnowforkError SF_IMAGE_BUILD_FAILED when the host has no source of that suite.
+ * @throws SnowforkError SF_IMAGE_BUILD_FAILED when the host has no source of such a suite.
  */
 export async function openApt(
-  suite: string,
+  suites: readonly string[],
   folders: { readonly cacheFolder: string; readonly workFolder: string },
   context: StepContext,
 ): Promise<Apt> {
-  const folder = path.join(folders.cacheFolder, 'apt', suite);
+  const folder = path.join(folders.cacheFolder, 'apt', suites.join('+'));
   const parts = path.join(folders.workFolder, 'sources');
   await fs.mkdir(parts, { recursive: true });
   for (const name of ['lists/partial', 'cache/archives/partial']) {
     await fs.mkdir(path.join(folder, name), { recursive: true });
   }
   await fs.writeFile(path.join(folder, 'status'), '');
+  const hostFiles = await hostSourceFiles(context);
   const sourceFiles: string[] = [];
-  for (const file of await hostSourceFiles(context)) {
-    const deb822 = file.endsWith('.sources');
-    const content = await fs.readFile(file, 'utf8');
-    const narrowed = deb822 ? narrowStanzas(content, suite) : narrowLines(content, suite);
-    if (narrowed === '') continue;
-    const name = `${sourceFiles.length}.${deb822 ? 'sources' : 'list'}`;
-    sourceFiles.push(path.join(parts, name));
-    await fs.writeFile(path.join(parts, name), narrowed);
-  }
-  if (sourceFiles.length === 0) {
-    const fix = `add one to /etc/apt/sources.list.d, or change \`base\``;
-    throw stepFailed(context, `no apt source of this host has Debian's suite ${suite}: ${fix}`);
+  for (const suite of suites) {
+    let sources = narrowAll(hostFiles, { choice: ofSuite(suite), archiveOnly: false });
+    if (sources.length === 0 && suite.endsWith(BACKPORTS)) {
+      sources = narrowAll(hostFiles, { choice: asBackports(suite), archiveOnly: true });
+    }
+    if (sources.length === 0) {
+      const fix = 'add one to /etc/apt/sources.list.d, or change the suite';
+      throw stepFailed(context, `no apt source of this host has Debian's suite ${suite}: ${fix}`);
+    }
+    for (const { extension, text } of sources) {
+      const file = path.join(parts, `${sourceFiles.length}${extension}`);
+      await fs.writeFile(file, text);
+      sourceFiles.push(file);
+    }
   }
   return {
     sourcesFolder: parts,
@@ -88,21 +97,39 @@ export async function packageField(
   return line.slice(field.length + 2);
 }
 
-/** One-line sources (`deb [options] uri suite components`) of the suite and its updates. */
-export function narrowLines(content: string, suite: string): string {
-  const kept = content.split('\n').filter((line) => {
-    const words = line
-      .replace(/#.*/, '')
-      .replace(/\[[^\]]*\]/, ' ')
-      .trim()
-      .split(/\s+/);
-    return words[0] === 'deb' && isOfSuite(words[2] ?? '', suite);
-  });
-  return kept.map((line) => `${line}\n`).join('');
+/** The suite itself and its updates; backports and proposed updates are nobody's default. */
+export function ofSuite(suite: string): SuiteChoice {
+  const kept = ['', '-updates', '-security', '/updates'].map((suffix) => suite + suffix);
+  return (candidate) => (kept.includes(candidate) ? candidate : undefined);
 }
 
-/** deb822 sources (`Types: deb …`), their `Suites` narrowed to the suite and its updates. */
-export function narrowStanzas(content: string, suite: string): string {
+/** The suite that these are the backports of, under their name. */
+export function asBackports(backports: string): SuiteChoice {
+  const suite = backports.slice(0, -BACKPORTS.length);
+  return (candidate) => (candidate === suite ? backports : undefined);
+}
+
+export interface Narrowing {
+  readonly choice: SuiteChoice;
+  /** Debian's own archive, by its customary path: others have no backports. */
+  readonly archiveOnly: boolean;
+}
+
+/** One-line sources (`deb [options] uri suite components`). */
+export function narrowLines(content: string, { choice, archiveOnly }: Narrowing): string {
+  const kept = content.split('\n').flatMap((line) => {
+    const match = /^(\s*deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+)(\S+)(\s.*)$/.exec(line);
+    if (match === null) return [];
+    const [, start, uri, candidate, components] = match as unknown as string[];
+    if (archiveOnly && !isArchive(uri!, components!)) return [];
+    const name = choice(candidate!);
+    return name === undefined ? [] : [`${start}${name}${components}\n`];
+  });
+  return kept.join('');
+}
+
+/** deb822 sources (`Types: deb …`), their `Suites` narrowed. */
+export function narrowStanzas(content: string, { choice, archiveOnly }: Narrowing): string {
   const narrowed: string[] = [];
   const lines = content.split('\n').filter((line) => !line.startsWith('#'));
   for (const stanza of lines.join('\n').split(/\n\s*\n/)) {
@@ -114,8 +141,9 @@ export function narrowStanzas(content: string, suite: string): string {
     };
     if (/^(no|false|off|without|disable|0)$/i.test(fieldOf('enabled'))) continue;
     if (!fieldOf('types').split(/\s+/).includes('deb')) continue;
+    if (archiveOnly && !isArchive(fieldOf('uris'), fieldOf('components'))) continue;
     const suites = fieldOf('suites').split(/\s+/);
-    const kept = suites.filter((candidate) => isOfSuite(candidate, suite));
+    const kept = suites.map(choice).filter((name) => name !== undefined);
     if (kept.length === 0) continue;
     const others = fields.filter(
       (field) => !/^(suites|types):/i.test(field) && field.trim() !== '',
@@ -125,26 +153,43 @@ export function narrowStanzas(content: string, suite: string): string {
   return narrowed.map((stanza) => `${stanza}\n`).join('\n');
 }
 
-/** Backports and proposed updates are nobody's default. */
-function isOfSuite(candidate: string, suite: string): boolean {
-  return ['', '-updates', '-security', '/updates'].some((suffix) => candidate === suite + suffix);
+function isArchive(uris: string, components: string): boolean {
+  const isDebian = (uri: string) => /\/debian\/?$/.test(uri);
+  return uris.split(/\s+/).every(isDebian) && components.trim().split(/\s+/).includes('main');
 }
 
-async function hostSourceFiles(context: StepContext): Promise<string[]> {
+interface SourceFile {
+  /** apt reads the form of a file from it. */
+  readonly extension: '.sources' | '.list';
+  readonly text: string;
+}
+
+function narrowAll(files: readonly SourceFile[], narrowing: Narrowing): SourceFile[] {
+  return files
+    .map(({ extension, text }): SourceFile => {
+      const narrow = extension === '.sources' ? narrowStanzas : narrowLines;
+      return { extension, text: narrow(text, narrowing) };
+    })
+    .filter(({ text }) => text !== '');
+}
+
+async function hostSourceFiles(context: StepContext): Promise<SourceFile[]> {
   const queries = ['list', 'Dir::Etc::sourcelist/f', 'parts', 'Dir::Etc::sourceparts/d'];
   const shown = await run('apt-config', ['shell', ...queries], context);
   const pathOf = (name: string) => new RegExp(`^${name}='(.*)'$`, 'm').exec(shown)?.[1] ?? '';
   const parts = pathOf('parts');
   const names = parts === '' ? [] : await fs.readdir(parts).catch(() => []);
-  const files = names.filter((name) => /\.(list|sources)$/.test(name)).sort();
-  const candidates = [pathOf('list'), ...files.map((name) => path.join(parts, name))];
-  const found: string[] = [];
+  const inParts = names.filter((name) => /\.(list|sources)$/.test(name)).sort();
+  const candidates = [pathOf('list'), ...inParts.map((name) => path.join(parts, name))];
+  const found: SourceFile[] = [];
   for (const file of candidates) {
     const isFile = await fs.stat(file).then(
       (stat) => stat.isFile(),
       () => false,
     );
-    if (isFile) found.push(file);
+    if (!isFile) continue;
+    const extension = file.endsWith('.sources') ? '.sources' : '.list';
+    found.push({ extension, text: await fs.readFile(file, 'utf8') });
   }
   return found;
 }

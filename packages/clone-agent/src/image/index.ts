@@ -5,11 +5,11 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { SnowforkError } from '@snowfork/sdk/api';
-import { openApt } from './apt.js';
+import { type Apt, openApt } from './apt.js';
 import { writeDisk } from './disk.js';
 import { findGuestSdk, installGuestSdk } from './guest-sdk.js';
 import { writeInitramfs } from './initramfs.js';
-import { type Kernel, prepareKernel } from './kernel.js';
+import { KERNEL_PACKAGE, type Kernel, prepareKernel } from './kernel.js';
 import {
   copyFiles,
   installGuestSide,
@@ -22,7 +22,14 @@ import { aborted, type StepContext, stepFailed } from './run.js';
 import { hasNode, type ImageSpec } from './spec.js';
 
 export { hashImage } from './hash.js';
-export { type ImageFile, type ImageSpec, parseImageFile, parseMemory } from './spec.js';
+export {
+  type ImageFile,
+  type ImageSpec,
+  type KernelChoice,
+  kernelSchema,
+  parseImageFile,
+  parseMemory,
+} from './spec.js';
 
 export interface PrepareOptions {
   readonly spec: ImageSpec;
@@ -89,10 +96,8 @@ async function prepare(options: PrepareOptions): Promise<PreparedImage> {
   const step = <T>(name: PrepareStep, work: (context: StepContext) => Promise<T>): Promise<T> =>
     runStep(options, name, work);
 
-  const apt = await step('kernel', (context) => openApt(spec.base, options, context));
-  const kernel = await step('kernel', (context) =>
-    prepareKernel(apt, options.cacheFolder, context),
-  );
+  const apt = await step('kernel', (context) => openApt([spec.base], options, context));
+  const kernel = await step('kernel', (context) => findKernel(apt, options, context));
   const sdk = hasNode(spec)
     ? await step('guest', (context) => findGuestSdk(options.sdkFolder, context))
     : undefined;
@@ -115,6 +120,23 @@ async function prepare(options: PrepareOptions): Promise<PreparedImage> {
     memoryBytes: spec.memoryBytes,
     vcpus: spec.vcpus,
   };
+}
+
+/** From the image's own suite, or from another that is declared. */
+async function findKernel(
+  apt: Apt,
+  { spec, cacheFolder, workFolder }: PrepareOptions,
+  context: StepContext,
+): Promise<Kernel> {
+  if (spec.kernel === undefined) {
+    return await prepareKernel({ apt, packageName: KERNEL_PACKAGE, cacheFolder }, context);
+  }
+  const { suite, package: packageName } = spec.kernel;
+  const folders = { cacheFolder, workFolder: path.join(workFolder, 'kernel') };
+  const kernelApt = await openApt([suite], folders, context);
+  const kernel = await prepareKernel({ apt: kernelApt, packageName, cacheFolder }, context);
+  await fs.rm(folders.workFolder, REMOVAL);
+  return kernel;
 }
 
 async function pack(

@@ -1,5 +1,5 @@
-// The guest's kernel: Debian's cloud flavour, fetched and unpacked once per version into the cache
-// folder. Never builds or configures one; called by `index.ts`.
+// The guest's kernel: Debian's cloud flavour unless another is asked for, fetched and unpacked once
+// per version into the cache folder. Never builds or configures one; called by `index.ts`.
 
 import fs from 'node:fs/promises';
 import path from 'node:path';
@@ -7,7 +7,7 @@ import { type Apt, packageField, updateLists } from './apt.js';
 import { run, type StepContext, stepFailed } from './run.js';
 
 /** A package without content that depends on the newest kernel. */
-const KERNEL_PACKAGE = 'linux-image-cloud-amd64';
+export const KERNEL_PACKAGE = 'linux-image-cloud-amd64';
 
 export interface Kernel {
   /** As `uname -r` gives it: `6.1.0-56-cloud-amd64`. */
@@ -21,14 +21,18 @@ export interface Kernel {
 /** Builds going on at the same time share the lists and the kernels: one after the other. */
 const turns = new Map<string, Promise<unknown>>();
 
+export interface KernelSource {
+  readonly apt: Apt;
+  /** One that depends on the newest kernel, or a kernel's own. */
+  readonly packageName: string;
+  readonly cacheFolder: string;
+}
+
 /** The newest kernel of the suite, from the cache if it is there. */
-export function prepareKernel(
-  apt: Apt,
-  cacheFolder: string,
-  context: StepContext,
-): Promise<Kernel> {
+export function prepareKernel(source: KernelSource, context: StepContext): Promise<Kernel> {
+  const { cacheFolder } = source;
   const before = turns.get(cacheFolder) ?? Promise.resolve();
-  const turn = before.then(() => findOrFetchKernel(apt, cacheFolder, context));
+  const turn = before.then(() => findOrFetchKernel(source, context));
   // A build that fails does not fail the next.
   turns.set(
     cacheFolder,
@@ -37,18 +41,15 @@ export function prepareKernel(
   return turn;
 }
 
-async function findOrFetchKernel(
-  apt: Apt,
-  cacheFolder: string,
-  context: StepContext,
-): Promise<Kernel> {
+async function findOrFetchKernel(source: KernelSource, context: StepContext): Promise<Kernel> {
+  const { apt, cacheFolder } = source;
   const updated = await updateLists(apt, context, { always: false });
-  const known = await newestKernel(apt, context);
+  const known = await newestKernel(source, context);
   const cached = await cachedKernel(cacheFolder, known);
   if (cached !== undefined) return cached;
   // Lists of yesterday may name what the archive has replaced since.
   if (!updated) await updateLists(apt, context, { always: true });
-  const newest = updated ? known : await newestKernel(apt, context);
+  const newest = updated ? known : await newestKernel(source, context);
   await fetchKernel(apt, cacheFolder, newest, context);
   const kernel = await cachedKernel(cacheFolder, newest);
   if (kernel === undefined) throw stepFailed(context, `${newest.package} has no bootable kernel`);
@@ -60,11 +61,24 @@ interface KernelVersion {
   readonly version: string;
 }
 
-async function newestKernel(apt: Apt, context: StepContext): Promise<KernelVersion> {
-  const depends = await packageField(apt, KERNEL_PACKAGE, 'Depends', context);
-  const name = /^linux-image-\S+/.exec(depends)?.[0];
-  if (name === undefined) throw stepFailed(context, `${KERNEL_PACKAGE} depends on ${depends}`);
+async function newestKernel(
+  { apt, packageName }: KernelSource,
+  context: StepContext,
+): Promise<KernelVersion> {
+  const name = isKernel(packageName)
+    ? packageName
+    : kernelIn(await packageField(apt, packageName, 'Depends', context));
+  if (name === undefined) throw stepFailed(context, `${packageName} depends on no kernel`);
   return { package: name, version: await packageField(apt, name, 'Version', context) };
+}
+
+/** Whether a package is a kernel itself: they have its release in their name. */
+function isKernel(packageName: string): boolean {
+  return /^linux-image-\d/.test(packageName);
+}
+
+function kernelIn(depends: string): string | undefined {
+  return /(?:^|, )(linux-image-\d\S*)/.exec(depends)?.[1];
 }
 
 function folderOf(cacheFolder: string, { package: name, version }: KernelVersion): string {

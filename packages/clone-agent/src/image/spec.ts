@@ -42,10 +42,28 @@ export interface ImageSpec {
   readonly vcpus: number;
   /** QEMU's name of a CPU model, where the image needs a certain one. */
   readonly cpu: string | undefined;
+  /** Undefined: the one that the agent's settings say, or Debian's cloud kernel of `base`. */
+  readonly kernel: KernelChoice | undefined;
+}
+
+/** A package of a suite that need not be the image's: kernels from backports. */
+export interface KernelChoice {
+  readonly package: string;
+  readonly suite: string;
 }
 
 const text = z.string().max(TEXT_CHARACTERS_MAX);
 const command = text.min(1, { error: 'a command is a line of shell, not empty' });
+const KERNEL_HELP =
+  'a package and its suite, as apt writes them: `linux-image-cloud-amd64/bookworm-backports`';
+/** Also of the agent's setting. */
+export const kernelSchema = z
+  .string({ error: KERNEL_HELP })
+  .regex(/^linux-image-[a-z0-9.+-]+\/[a-z][a-z0-9-]{0,31}$/, { error: KERNEL_HELP })
+  .transform((text): KernelChoice => {
+    const [name, suite] = text.split('/') as [string, string];
+    return { package: name, suite };
+  });
 const packageName = z.string().regex(/^[a-z0-9][a-z0-9+.-]*(:[a-z0-9]+)?$/, {
   error: 'a name of a Debian package has a-z 0-9 + . - only, such as `iproute2`',
 });
@@ -96,6 +114,7 @@ const declaredSchema = z.strictObject({
       error: 'a CPU model as QEMU names it, such as `Nehalem` or `Nehalem,+aes`',
     })
     .optional(),
+  kernel: kernelSchema.optional(),
 });
 type Declared = z.infer<typeof declaredSchema>;
 const KEYS = Object.keys(declaredSchema.shape).join(', ');
@@ -113,10 +132,12 @@ export async function parseImageFile(file: string, memory?: string): Promise<Ima
     return { target: entry.target, source, ...(entry.mode === undefined ? {} : { mode }) };
   });
   await assertSources(file, files);
-  const { description, base, system, packages, commands, warm, vcpus, cpu } = declared;
+  const { description, base, system, packages, commands, warm, vcpus } = declared;
+  const { cpu, kernel } = declared;
   return {
     name: path.basename(file).replace(/\.ya?ml$/, ''),
-    ...{ description, base, system, packages, files, commands, warm, vcpus, cpu },
+    ...{ description, base, system, packages, files, commands, warm, vcpus },
+    ...{ cpu, kernel },
     memoryBytes:
       memory === undefined
         ? parseMemoryAt(declared.memory, `${file}: memory`)
