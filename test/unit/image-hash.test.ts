@@ -9,7 +9,7 @@ import { hashImage, parseImageFile } from '../../packages/clone-agent/src/image/
 let folder: string;
 beforeEach(() => {
   folder = fs.mkdtempSync(path.join(os.tmpdir(), 'snowfork-hash-'));
-  for (const name of ['guest', 'images/data', 'sdk/dist/guest']) {
+  for (const name of ['guest/python/snowfork', 'images/data', 'sdk/dist/guest']) {
     fs.mkdirSync(path.join(folder, name), { recursive: true });
   }
   for (const name of ['sf-guestd', 'sf-guest', 'init', 'init-initramfs'])
@@ -17,6 +17,7 @@ beforeEach(() => {
   put('sdk/package.json', '{}');
   put('sdk/dist/guest/index.js', "import { one } from './part.js';\nimport fs from 'node:fs';\n");
   put('sdk/dist/guest/part.js', 'export const one = 1;\n');
+  put('guest/python/snowfork/__init__.py', 'pass');
   put('images/job.mjs', 'job');
   put('images/data/a', 'a');
 });
@@ -88,6 +89,15 @@ describe('hashImage', () => {
     const before = await hash(DECLARED, 'curl');
     put('sdk/dist/guest/part.js', 'something else');
     expect(await hash(DECLARED, 'curl')).toBe(before);
+  });
+
+  it('changes with the Python module for images with Python, and for no others', async () => {
+    const before = [await hash(DECLARED, 'python3'), await hash(DECLARED, 'curl')];
+    put('guest/python/snowfork/__init__.pyc', 'what Python keeps beside it');
+    expect([await hash(DECLARED, 'python3'), await hash(DECLARED, 'curl')]).toEqual(before);
+    put('guest/python/snowfork/_part.py', 'pass');
+    expect(await hash(DECLARED, 'python3')).not.toBe(before[0]);
+    expect(await hash(DECLARED, 'curl')).toBe(before[1]);
   });
 
   it('says what to do when the guest SDK is not compiled', async () => {

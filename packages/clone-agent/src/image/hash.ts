@@ -4,9 +4,10 @@
 import { createHash, type Hash } from 'node:crypto';
 import fs from 'node:fs/promises';
 import path from 'node:path';
+import { findGuestPython } from './guest-python.js';
 import { findGuestSdk } from './guest-sdk.js';
 import { GUEST_FILES } from './root.js';
-import { hasNode, type ImageSpec } from './spec.js';
+import { hasNode, hasPython, type ImageSpec } from './spec.js';
 
 /** Raised when the builder itself makes something else of the same declared file. */
 const BUILDER_VERSION = 2;
@@ -25,6 +26,11 @@ export async function hashImage(
   }
   for (const name of [...Object.keys(GUEST_FILES), 'init-initramfs'].sort()) {
     await addTree(hash, name, path.join(folders.guestFolder, name));
+  }
+  if (hasPython(spec)) {
+    for (const file of await findGuestPython(folders.guestFolder)) {
+      await addTree(hash, file, path.join(folders.guestFolder, file));
+    }
   }
   if (hasNode(spec)) {
     const sdk = await findGuestSdk(folders.sdkFolder, { step: 'guest' });

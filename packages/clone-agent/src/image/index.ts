@@ -7,6 +7,7 @@ import path from 'node:path';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { type Apt, openApt } from './apt.js';
 import { writeDisk } from './disk.js';
+import { installGuestPython } from './guest-python.js';
 import { findGuestSdk, installGuestSdk } from './guest-sdk.js';
 import { writeInitramfs } from './initramfs.js';
 import { KERNEL_PACKAGE, type Kernel, prepareKernel } from './kernel.js';
@@ -19,7 +20,7 @@ import {
   strip,
 } from './root.js';
 import { aborted, type StepContext, stepFailed } from './run.js';
-import { hasNode, type ImageSpec } from './spec.js';
+import { hasNode, hasPython, type ImageSpec } from './spec.js';
 
 export { hashImage } from './hash.js';
 export {
@@ -107,6 +108,7 @@ async function prepare(options: PrepareOptions): Promise<PreparedImage> {
   await step('guest', async (context) => {
     await installGuestSide({ spec, root, guestFolder }, context);
     if (sdk !== undefined) await installGuestSdk(sdk, root, context);
+    if (hasPython(spec)) await installGuestPython({ root, guestFolder }, context);
   });
   await step('files', (context) => copyFiles(spec, root, context));
   await step('commands', (context) => runCommands(spec, root, context));

@@ -155,6 +155,11 @@ export function hasNode(spec: ImageSpec): boolean {
   return spec.packages.includes('nodejs');
 }
 
+/** Whether the guest's Python module belongs into the image. */
+export function hasPython(spec: ImageSpec): boolean {
+  return spec.packages.includes('python3');
+}
+
 function parseMemoryAt(memory: string, where: string): number {
   const match = /^([0-9]{1,7})([MG])$/.exec(memory);
   const bytes = match === null ? 0 : Number(match[1]) * (match[2] === 'G' ? 1024 * MiB : MiB);
