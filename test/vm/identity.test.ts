@@ -93,6 +93,47 @@ describeVms('identity', () => {
     }
   });
 
+  it('no program of a clone runs before the clone has its own name', async () => {
+    const vm = await host.launch('minimal');
+    // Writes the time and the host's name, all the time.
+    const write = `use POSIX (); $| = 1; for (;;) {
+      my $timespec = pack "q2", 0, 0;
+      syscall 228, 1, $timespec;
+      my (undef, $name) = POSIX::uname();
+      printf "%d%09d $name\\n", unpack "q2", $timespec;
+      select undef, undef, undef, 0.0005;
+    }`;
+    await sh(vm, `perl -e '${write}' >/run/record 2>&1 & until [ -s /run/record ]; do :; done`);
+    const clones = clonesOf(await vm.fork(3));
+    const parent = new Set((await sh(vm, 'cat /run/record')).split('\n'));
+    for (const clone of clones) {
+      await sh(clone, 'until grep -q " $(hostname)$" /run/record; do usleep 10000; done');
+      const record = (await sh(clone, 'cat /run/record')).split('\n');
+      const first = record.findIndex((line) => !parent.has(line));
+      expect(first).toBeGreaterThan(0);
+      expect(record[first]!.split(' ')[1]).toBe(clone.id);
+    }
+  });
+
+  it('a clone whose repair fails is never handed out', async () => {
+    const vm = await host.launch('minimal');
+    await sh(vm, 'rm /etc/machine-id && mkdir /etc/machine-id');
+    const { clones, ticket } = await vm.fork(2);
+    const reason = expect.stringContaining('identity repair failed: /etc/machine-id: Is a dir');
+    const failed = { status: 'rejected', reason: { code: 'SF_CLONE_FAILED', message: reason } };
+    expect(clones).toMatchObject([failed, failed]);
+    expect((await host.vms()).map(({ id }) => id)).toEqual([vm.id]);
+    expect(await host.join(ticket.id)).toMatchObject([
+      { status: 'lost', reason },
+      { status: 'lost', reason },
+    ]);
+    // A program that asks gets no answer in the clone: what is behind it never runs.
+    const forked = await sh(vm, 'id=$(sf-guest fork 2); echo "$id" >>/run/ids; cat /run/ids');
+    expect(forked).toBe('0');
+    await sh(vm, 'rmdir /etc/machine-id');
+    expect(clonesOf(await vm.fork(1))).toHaveLength(1);
+  });
+
   it('hooks of the guest run in parent and clones, before programs go on', async () => {
     const vm = await host.launch('minimal');
     await writeHook(vm, 'note', 'echo "$SNOWFORK_ROLE $SNOWFORK_ID $(hostname)" >>/run/forks');
