@@ -1,22 +1,31 @@
 // Every shell snippet of the documentation is run as it stands: the blocks of a page one after the
-// other in one shell, on an agent of their own; blocks for a guest in a guest.
+// other in one shell, on an agent of their own; blocks for a guest, and those of Python, in a guest.
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import path from 'node:path';
+import type { Host } from '@snowfork/sdk';
 import { afterEach, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.js';
 import { pages, root, type Snippet, snippetsOf } from '../support/snippets.js';
 import { hostApart, whyNoVms } from '../support/test-host.js';
 
 const GUEST_NOTE = /^in a VM of (\w+)$/;
+/** A page's images are built before it is read, where they are not there from other tests. */
+const BUILD_LINE = /^(?:npx )?sf image build (\w+)$/gm;
 
 const shellSnippets = pages()
   // The reference shows single lines that belong to no story.
   .filter((page) => !page.startsWith('docs/reference/'))
   .flatMap(snippetsOf)
   .filter(({ language, note }) => language === 'sh' && !note?.startsWith('not run, '));
+const pythonSnippets = pages()
+  .flatMap(snippetsOf)
+  .filter(({ language }) => language === 'python');
 const forHost = shellSnippets.filter(({ note }) => note === undefined);
 const forGuests = shellSnippets.filter(({ note }) => note !== undefined);
+
+/** With the time that building an image takes. */
+const PAGE_TIMEOUT_MS = 300_000;
 
 let dispose: (() => Promise<void>) | undefined;
 let shell: ChildProcess | undefined;
@@ -33,18 +42,21 @@ interface Ran {
   readonly output: string;
 }
 
-/** The blocks of a page, in a shell that ends at the first failure. */
-async function runPage(page: string, state: string): Promise<Ran> {
-  const script = forHost
+function scriptOf(page: string): string {
+  return forHost
     .filter((snippet) => snippet.page === page)
     .map(({ line, code }) => `# ${page}:${line}\n${code}`)
     .join('\n');
+}
+
+/** The blocks of a page, in a shell that ends at the first failure. */
+async function runPage(page: string, state: string): Promise<Ran> {
   const env = {
     ...process.env,
     SNOWFORK_STATE: state,
     PATH: `${path.join(root, 'node_modules/.bin')}:${process.env.PATH}`,
   };
-  const child = spawn('sh', ['-eu', '-c', script], { cwd: root, env, detached: true });
+  const child = spawn('sh', ['-eu', '-c', scriptOf(page)], { cwd: root, env, detached: true });
   shell = child;
   let output = '';
   const take = (chunk: Buffer) => {
@@ -59,6 +71,7 @@ async function runPage(page: string, state: string): Promise<Ran> {
 /** What the pages' readers are told that they see. */
 const seen: Readonly<Record<string, readonly RegExp[]>> = {
   'README.md': [/vm1[\s\S]*vm2/, /^\d+\.\d+ \d+\.\d+$/m, /the agent has ended/],
+  'docs/python.md': [/<- best$/m, /^on fresh noise, 4 times: 0\.\d+ \(noise 0.090\)$/m],
   'docs/http.md': [
     /^event: stdout$/m,
     /^Linux \d/m,
@@ -73,12 +86,14 @@ const seen: Readonly<Record<string, readonly RegExp[]>> = {
 test.skipIf(whyNoVms() !== undefined).each([...new Set(forHost.map(({ page }) => page))])(
   'the shell lines of %s do what they say',
   async (page) => {
-    const apart = await hostApart({ warmPoolSize: 2 }, 'minimal');
+    const images = [...scriptOf(page).matchAll(BUILD_LINE)].map(([, name]) => name!);
+    const apart = await hostApart({ warmPoolSize: 2 }, 'minimal', ...images);
     dispose = apart.dispose;
     const { code, output } = await runPage(page, apart.state);
     expect(code, output).toBe(0);
     for (const expected of seen[page] ?? []) expect(output).toMatch(expected);
   },
+  PAGE_TIMEOUT_MS,
 );
 
 test.skipIf(whyNoVms() !== undefined).each(forGuests.map((snippet) => [snippet]))(
@@ -88,13 +103,34 @@ test.skipIf(whyNoVms() !== undefined).each(forGuests.map((snippet) => [snippet])
     expect(image, `the note: ${note}`).toBeDefined();
     const apart = await hostApart({ warmPoolSize: 2 }, image!);
     dispose = apart.dispose;
-    const { host } = apart;
-    const vm = await host.launch(image!);
-    const result = await vm.exec(['sh', '-euc', code]);
-    expect(result).toMatchObject({ code: 0 });
-    // Clones that these lines made end by themselves, as they were told to.
-    await eventually(() => expect(host.vms()).resolves.toHaveLength(1));
-    const ended = await host.vms({ all: true });
-    for (const { end } of ended) if (end !== undefined) expect(end.how).toBe('exited');
+    await runInGuest(apart.host, image!, ['sh', '-euc', code]);
   },
 );
+
+test.skipIf(whyNoVms() !== undefined)(
+  'the lines of Python do what they say',
+  async () => {
+    const apart = await hostApart({ warmPoolSize: 2 }, 'python');
+    dispose = apart.dispose;
+    expect(pythonSnippets.length).toBeGreaterThan(0);
+    for (const { page, line, code, note } of pythonSnippets) {
+      const given = note?.startsWith('given ') ? note.slice('given '.length) : '';
+      const program = `# ${page}:${line}\n${given}\n${code}`;
+      await runInGuest(apart.host, 'python', ['python3', '-c', program]);
+    }
+  },
+  PAGE_TIMEOUT_MS,
+);
+
+/** Clones that the command makes end by themselves, as they were told to. */
+async function runInGuest(host: Host, image: string, command: string[]): Promise<void> {
+  const vm = await host.launch(image);
+  const result = await vm.exec(command);
+  expect(result, command.at(-1)).toMatchObject({ code: 0 });
+  await eventually(() => expect(host.vms()).resolves.toHaveLength(1));
+  const clones = (await host.vms({ all: true })).filter(
+    ({ family, id }) => family === vm.id && id !== vm.id,
+  );
+  for (const { end } of clones) expect(end?.how).toBe('exited');
+  await vm.kill();
+}
