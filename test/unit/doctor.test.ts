@@ -21,7 +21,7 @@ const good: HostFacts = {
   architecture: 'x64',
   kernelRelease: '6.12.9-cloud-amd64',
   seccomp: true,
-  user: { id: 0, mayMount: true, inNamespace: false, namespaces: true },
+  user: { id: 0, mayMount: true, inNamespace: false, refusal: undefined },
   fuse: 'ok',
   qemuNamed: undefined,
   programs: {
@@ -37,6 +37,8 @@ const good: HostFacts = {
   receiveBufferBytesMax: 4 * MiB,
   interfaces: [{ name: 'eth0', isLoopback: false, isUp: true, multicast: 'ok' }],
 };
+
+const refusal = { reason: 'unshare failed', mend: '`sysctl -w x=1`' };
 
 function judged(name: string, facts: Partial<HostFacts>): DoctorCheck {
   return judgeHost({ ...good, ...facts }).find((check) => check.name === name)!;
@@ -54,7 +56,7 @@ describe('the host', () => {
       platform: 'darwin',
       kernelRelease: '5.10.0-1',
       seccomp: false,
-      user: { id: 1000, mayMount: false, inNamespace: false, namespaces: true },
+      user: { id: 1000, mayMount: false, inNamespace: false, refusal },
       fuse: 'ENOENT',
       programs: {},
       memory: { totalBytes: MiB, availableBytes: MiB },
@@ -69,7 +71,7 @@ describe('the host', () => {
   test.each<[string, Partial<HostFacts>]>([
     ['system', { architecture: 'arm64' }],
     ['node', { nodeVersion: '18.20.4' }],
-    ['user', { user: { id: 1000, mayMount: false, inNamespace: false, namespaces: true } }],
+    ['user', { user: { id: 1000, mayMount: false, inNamespace: false, refusal } }],
     ['fuse', { fuse: 'EACCES' }],
     ['qemu', { programs: { ...good.programs, 'qemu-system-x86_64': undefined } }],
     ['qemu', { programs: { ...good.programs, umount: undefined } }],
@@ -80,7 +82,8 @@ describe('the host', () => {
 
   test.each<[string, Partial<HostFacts>]>([
     ['kernel', { seccomp: false }],
-    ['user', { user: { id: 0, mayMount: true, inNamespace: true, namespaces: true } }],
+    ['user', { user: { id: 0, mayMount: true, inNamespace: true, refusal: undefined } }],
+    ['user', { user: { id: 1000, mayMount: false, inNamespace: false, refusal: undefined } }],
     ['image tools', { programs: { ...good.programs, mksquashfs: undefined } }],
     ['memory', { memory: { totalBytes: 2048 * MiB, availableBytes: 1024 * MiB } }],
     ['cgroups', { cgroups: { version: 1, controllers: ['cpu', 'pids'] } }],
@@ -97,10 +100,19 @@ describe('the host', () => {
     expect(judged('kernel', { kernelRelease: '7.0.0' }).status).toBe('ok');
   });
 
-  test('is told of a namespace only where it may make one', () => {
-    const user = { id: 1000, mayMount: false, inNamespace: false };
-    expect(judged('user', { user: { ...user, namespaces: true } }).mend).toContain('unshare');
-    expect(judged('user', { user: { ...user, namespaces: false } }).mend).not.toContain('unshare');
+  test('is told what forbids a namespace, and how that is mended', () => {
+    const user = { id: 1000, mayMount: false, inNamespace: false, refusal };
+    expect(judged('user', { user })).toMatchObject({
+      message: expect.stringContaining(refusal.reason),
+      mend: refusal.mend,
+    });
+  });
+
+  test('is told what is missing without root', () => {
+    const user = { id: 1000, mayMount: false, inNamespace: false, refusal: undefined };
+    const { message, mend } = judged('user', { user });
+    expect(message).toMatch(/user of its own for each VM.*cgroups.*FUSE.*priority.*images/);
+    expect(mend).toContain('root');
   });
 
   test('is told which QEMU was named in vain', () => {
@@ -191,6 +203,9 @@ describe('the agent', () => {
     const check = checkAccelerator({ ...qemu, accelerator: 'tcg', reason });
     expect(check).toMatchObject({ status: 'warn', message: expect.stringContaining(reason) });
     expect(checkAccelerator({ ...qemu, accelerator: 'kvm', reason: 'it ran' }).status).toBe('ok');
+    const denied = 'KVM runs no boot sector: /dev/kvm: EACCES';
+    const { mend } = checkAccelerator({ ...qemu, accelerator: 'tcg', reason: denied });
+    expect(mend).toContain('usermod -aG kvm');
   });
 
   test.each([

@@ -45,10 +45,15 @@ export async function examineAgent(facts: AgentFacts): Promise<DoctorReport> {
 /** KVM is never missed silently: everything works without it, at a tenth of the speed. */
 export function checkAccelerator({ accelerator, reason }: QemuFacts): DoctorCheck {
   if (accelerator === 'kvm') return ok('accelerator', `KVM: ${reason}`);
+  const message = `software emulation (TCG): ${reason}`;
+  if (reason.includes('/dev/kvm: EACCES')) {
+    const mend = 'all works, slower; for KVM `usermod -aG kvm USER` as root, and log in anew';
+    return { name: 'accelerator', status: 'warn', message, mend };
+  }
   return {
     name: 'accelerator',
     status: 'warn',
-    message: `software emulation (TCG): ${reason}`,
+    message,
     mend:
       'all works, slower; for KVM use a machine with /dev/kvm that boots a kernel (bare metal, or ' +
       'nested virtualisation switched on), and see the setting `accelerator`',

@@ -2,7 +2,7 @@
 // The process of the agent: reads the environment, starts the agent, ends it on a signal. Started by
 // `sf up` or by any command that finds no agent; everything else is in `agent.ts`.
 
-import { AGENT_EXIT_TAKEN, SnowforkError } from '@snowfork/sdk/api';
+import { AGENT_EXIT_TAKEN, defaultStateFolder, SnowforkError } from '@snowfork/sdk/api';
 import pino from 'pino';
 import { Agent } from './agent.js';
 import { processStartTime } from './store/processes.js';
@@ -10,10 +10,9 @@ import { stateFolder } from './store/state-folder.js';
 
 /** Tests and benches own their agent: it must not outlive them, whatever ends them. */
 const OWNER_POLL_MS = 500;
-const DEFAULT_STATE_FOLDER = '/var/lib/snowfork';
 
 const log = pino({ name: 'snowfork', level: process.env.SNOWFORK_LOG ?? 'info' });
-const state = stateFolder(process.env.SNOWFORK_STATE || DEFAULT_STATE_FOLDER);
+const state = stateFolder(process.env.SNOWFORK_STATE || defaultStateFolder());
 
 try {
   const agent = await Agent.start({ state, log, environment: process.env });

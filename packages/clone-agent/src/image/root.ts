@@ -4,6 +4,7 @@
 
 import fs from 'node:fs/promises';
 import path from 'node:path';
+import { hasOneUser } from '../system/rights.js';
 import type { Apt } from './apt.js';
 import { run, runConfined, type StepContext, stepFailed } from './run.js';
 import type { ImageFile, ImageSpec } from './spec.js';
@@ -47,6 +48,7 @@ export async function installPackages(
     `--include=${packages.join(',')}`,
     '--aptopt=Acquire::Languages "none"',
     '--aptopt=APT::Sandbox::User "root"',
+    ...(hasOneUser() ? optionsOfOneUser(spec) : []),
     spec.base,
     root,
     ...apt.sourceFiles,
@@ -54,11 +56,24 @@ export async function installPackages(
   await runConfined(['mmdebstrap', ...parameters], context, {
     environment: { TMPDIR: temporaryFolder },
     onLine: (line) => {
-      if (line.startsWith('I: ')) context.onProgress(context.step, line.slice(3));
+      if (line.startsWith('I: ') && !line.startsWith('I: skipping '))
+        context.onProgress(context.step, line.slice(3));
     },
   });
   // Settings of the build that mmdebstrap leaves.
   await fs.rm(path.join(root, 'etc/apt/apt.conf.d/99mmdebstrap'), { force: true });
+}
+
+/**
+ * What an ordinary user may not mount: a devpts with other owners, sysfs. Of the devices those that
+ * packages' scripts use are the host's; `one-owner.pl` does the same for later commands.
+ */
+function optionsOfOneUser({ system }: ImageSpec): string[] {
+  const skipped = ['--skip=chroot/mount/dev', '--skip=chroot/mount/sys'];
+  if (system === 'busybox') return skipped; // nothing runs in it
+  const lend = 'touch "$1/dev/$d" && mount --bind "/dev/$d" "$1/dev/$d" || exit 1';
+  const devices = 'null zero full random urandom tty';
+  return [...skipped, `--extract-hook=for d in ${devices}; do ${lend}; done`];
 }
 
 /** Puts busybox's commands where there are none, the guest side, and the files that name things. */

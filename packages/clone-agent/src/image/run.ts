@@ -4,7 +4,9 @@
 
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
 import { SnowforkError } from '@snowfork/sdk/api';
+import { hasOneUser } from '../system/rights.js';
 
 /** How much of a failed command's output the error shows. */
 const TAIL_LINES = 30;
@@ -125,9 +127,14 @@ export function runConfined(
   const namespaces = ['--mount', '--pid', '--fork', '--kill-child'];
   const where = options.root === undefined ? [] : [`--root=${options.root}`, '--wd=/'];
   const parameters = [...namespaces, ...where, '--mount-proc', '--', ...command];
-  const withAgent = ['--pdeathsig', 'KILL', '--', 'unshare'];
-  return run('setpriv', [...withAgent, ...parameters], context, { label: command[0], ...options });
+  const withAgent = ['setpriv', '--pdeathsig', 'KILL', '--', 'unshare', ...parameters];
+  const asOneOwner = ['unshare', '--mount', '--', 'perl', ONE_OWNER, options.root ?? ''];
+  const [program, ...rest] = hasOneUser() ? [...asOneOwner, ...withAgent] : withAgent;
+  return run(program!, rest, context, { label: command[0], ...options });
 }
+
+/** For a build by an ordinary user; it says itself what it does. */
+const ONE_OWNER = fileURLToPath(new URL('../../image/one-owner.pl', import.meta.url));
 
 function environmentOf(options: RunOptions): NodeJS.ProcessEnv {
   if (options.onlyEnvironment === true) return { ...options.environment };

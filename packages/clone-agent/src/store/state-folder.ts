@@ -6,7 +6,7 @@ import { once } from 'node:events';
 import fs from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
-import { SnowforkError } from '@snowfork/sdk/api';
+import { assertStateFolderLength, SnowforkError } from '@snowfork/sdk/api';
 
 export interface StateFolder {
   readonly root: string;
@@ -71,11 +71,6 @@ export async function lockStateFolder(state: StateFolder): Promise<void> {
   }
 }
 
-/** Longest path that a unix socket's address holds, less the final NUL. */
-const SOCKET_PATH_BYTES_MAX = 107;
-/** The longest socket path below the state folder: run/vms/ID/console.sock. */
-const SOCKET_SUFFIX_BYTES = 40;
-
 /**
  * Makes what is missing and mounts a fresh tmpfs over `run`.
  * @throws SnowforkError SF_BAD_REQUEST when the path is too long, SF_PERMISSION when mounting fails.
@@ -84,13 +79,7 @@ export async function prepareStateFolder(
   state: StateFolder,
   layersBytesMax: number,
 ): Promise<void> {
-  if (Buffer.byteLength(state.root) + SOCKET_SUFFIX_BYTES > SOCKET_PATH_BYTES_MAX) {
-    throw new SnowforkError(
-      'SF_BAD_REQUEST',
-      `the state folder's path is longer than ${SOCKET_PATH_BYTES_MAX - SOCKET_SUFFIX_BYTES} bytes, ` +
-        `too long for the sockets below it: set SNOWFORK_STATE to a shorter one (${state.root})`,
-    );
-  }
+  assertStateFolderLength(state.root);
   fs.mkdirSync(state.root, { recursive: true, mode: 0o700 });
   const persistent = [state.cache, state.images, state.imageSnapshots, state.imageLayers];
   for (const folder of [...persistent, state.mount, state.run]) {

@@ -3,12 +3,13 @@
 
 import fs from 'node:fs';
 import os from 'node:os';
+import { mayRaisePriority } from './rights.js';
 
 const BACKGROUND_NICENESS = 15;
 
-/** For a process whose start nobody waits for. Only root can take it back, so others are left alone. */
+/** For a process whose start nobody waits for. Only root can take it back; others' keep theirs. */
 export function lowerPriority(pid: number): void {
-  if (process.getuid?.() === 0) setPriority(pid, BACKGROUND_NICENESS);
+  if (mayRaisePriority()) setPriority(pid, BACKGROUND_NICENESS);
 }
 
 export function restorePriority(pid: number): void {

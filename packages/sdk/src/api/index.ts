@@ -3,4 +3,5 @@ export * from './errors.js';
 export * from './guest.js';
 export * from './port.js';
 export * from './schemas.js';
+export * from './state-folder.js';
 export * from './value.js';

@@ -26,7 +26,7 @@ standard error.
 
 | variable | meaning |
 |---|---|
-| \`SNOWFORK_STATE\` | state folder of the agent; else \`/var/lib/snowfork\`; \`--state\` goes first |
+| \`SNOWFORK_STATE\` | state folder of the agent; else \`/var/lib/snowfork\`, of an ordinary user \`~/.local/state/snowfork\`; \`--state\` goes first |
 | \`SNOWFORK_ACCEL\` | accelerator of an agent that is started; \`sf up --accel\` goes first |
 | \`SNOWFORK_AGENT\` | the agent's program, in place of the package @snowfork/clone-agent |
 | \`NO_COLOR\` | no colours; there are none either where the output is no terminal |

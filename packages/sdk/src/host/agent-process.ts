@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { SnowforkError } from '../api/errors.js';
 import { AGENT_EXIT_TAKEN } from '../api/schemas.js';
+import { namespaceCommand } from './user-namespace.js';
 import { pause } from './waits.js';
 
 /** The agent probes the accelerator by booting, which has time-outs of its own. */
@@ -29,16 +30,17 @@ export interface StartAgentOptions {
  * Resolves when the agent answers. The agent outlives this process.
  *
  * @throws SnowforkError SF_AGENT_UNREACHABLE with the last lines of agent.log, SF_PERMISSION when
- * the state folder cannot be made, SF_ABORTED.
+ * the state folder cannot be made or an ordinary user gets no namespace, SF_ABORTED.
  */
 export async function startAgent(options: StartAgentOptions): Promise<void> {
-  const program = agentProgram();
+  const command = [process.execPath, agentProgram()];
+  command.unshift(...(await namespaceCommand(options.stateFolder)));
   const logPath = join(options.stateFolder, 'agent.log');
   const logFile = openLog(options.stateFolder, logPath);
   const logStart = statSync(logPath).size;
   let child: ChildProcess;
   try {
-    child = spawn(process.execPath, [program], {
+    child = spawn(command[0]!, command.slice(1), {
       detached: true,
       stdio: ['ignore', logFile, logFile],
       cwd: '/',
@@ -106,7 +108,7 @@ function openLog(stateFolder: string, logPath: string): number {
     throw new SnowforkError(
       'SF_PERMISSION',
       `the state folder ${stateFolder} cannot be used (${(cause as Error).message}): ` +
-        'run as root, or choose another by SNOWFORK_STATE',
+        'choose another by SNOWFORK_STATE',
       { cause },
     );
   }

@@ -3,18 +3,17 @@
 import { join, resolve } from 'node:path';
 import { SnowforkError } from '../api/errors.js';
 import { type Accelerator, hostInfoSchema } from '../api/schemas.js';
+import { assertStateFolderLength, defaultStateFolder } from '../api/state-folder.js';
 import { startAgent } from './agent-process.js';
 import { Host } from './host.js';
 import { apiPath, Transport } from './transport.js';
 import { withDeadline } from './waits.js';
 
-/** Where an agent keeps everything, unless SNOWFORK_STATE or `stateFolder` say otherwise. */
-export const STATE_FOLDER_DEFAULT = '/var/lib/snowfork';
 /** An agent that accepts the connection answers within this. */
 const ANSWER_TIMEOUT_MS = 15_000;
 
 export interface ConnectOptions {
-  /** The agent's state folder; SNOWFORK_STATE or /var/lib/snowfork when not given. */
+  /** The agent's state folder; SNOWFORK_STATE or `defaultStateFolder()` when not given. */
   stateFolder?: string | undefined;
   /** Whether to start the agent when it is not there; true when not given. */
   start?: boolean | undefined;
@@ -40,12 +39,13 @@ export interface ConnectOptions {
 export async function connect(options: ConnectOptions = {}): Promise<Host> {
   const { signal, start = true, accelerator } = options;
   const stateFolder = resolve(
-    options.stateFolder || process.env.SNOWFORK_STATE || STATE_FOLDER_DEFAULT,
+    options.stateFolder || process.env.SNOWFORK_STATE || defaultStateFolder(),
   );
   const environment: Record<string, string> =
     accelerator === undefined ? {} : { SNOWFORK_ACCEL: accelerator };
   const startOne = async (signal: AbortSignal | undefined) => {
     if (await answers(transport, signal)) return;
+    assertStateFolderLength(stateFolder);
     await startAgent({
       stateFolder,
       environment,

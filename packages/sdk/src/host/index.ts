@@ -9,6 +9,7 @@ export {
   type CloneTimes,
   type DoctorCheck,
   type DoctorReport,
+  defaultStateFolder,
   type End,
   type ErrorCode,
   type ExecExit,
@@ -19,12 +20,13 @@ export {
   type Slot,
   type SnapshotInfo,
   SnowforkError,
+  STATE_FOLDER_DEFAULT,
   type TicketInfo,
   type VmInfo,
   type VmStats,
   type WatchEvent,
 } from '../api/index.js';
-export { type ConnectOptions, connect, STATE_FOLDER_DEFAULT } from './connect.js';
+export { type ConnectOptions, connect } from './connect.js';
 export type { ConsoleSession } from './console.js';
 export {
   type ExecOptions,

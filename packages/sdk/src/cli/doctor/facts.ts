@@ -3,6 +3,7 @@
 
 import { accessSync, closeSync, constants, openSync, readFileSync, statSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
+import { FUSE_DEVICE, mayMount, whyNoNamespaces } from '../../host/user-namespace.js';
 import { type InterfaceFacts, readInterfaces } from './multicast.js';
 
 /** Programs that Snowfork calls; those for images are needed where images are built. */
@@ -34,8 +35,8 @@ export interface HostFacts {
     readonly mayMount: boolean;
     /** This is not the host's own user namespace. */
     readonly inNamespace: boolean;
-    /** An ordinary user may make a user namespace. */
-    readonly namespaces: boolean;
+    /** Why this user gets no user namespace; undefined: it does, or needs none. */
+    readonly refusal: { readonly reason: string; readonly mend: string } | undefined;
   };
   /** `ok`, or the error's code. */
   readonly fuse: string;
@@ -49,11 +50,9 @@ export interface HostFacts {
   readonly interfaces: readonly InterfaceFacts[];
 }
 
-const CAP_SYS_ADMIN = 21n;
-
 export async function readFacts(environment: NodeJS.ProcessEnv): Promise<HostFacts> {
   const status = read('/proc/self/status');
-  const capabilities = BigInt(`0x${/^CapEff:\s*(\w+)/m.exec(status)?.[1] ?? '0'}`);
+  const mounts = process.platform === 'linux' && mayMount();
   return {
     nodeVersion: process.versions.node,
     platform: process.platform,
@@ -62,11 +61,11 @@ export async function readFacts(environment: NodeJS.ProcessEnv): Promise<HostFac
     seccomp: /^Seccomp:/m.test(status),
     user: {
       id: process.getuid?.() ?? -1,
-      mayMount: ((capabilities >> CAP_SYS_ADMIN) & 1n) === 1n,
+      mayMount: mounts,
       inNamespace: !isWholeRange(read('/proc/self/uid_map')),
-      namespaces: mayMakeNamespaces(),
+      refusal: mounts ? undefined : await whyNoNamespaces(),
     },
-    fuse: tryToOpen('/dev/fuse'),
+    fuse: tryToOpen(FUSE_DEVICE),
     qemuNamed: environment.SNOWFORK_QEMU || undefined,
     programs: findPrograms(environment),
     memory: readMemory(),
@@ -121,16 +120,6 @@ function isExecutable(file: string): boolean {
   } catch {
     return false;
   }
-}
-
-/** The switches of kernel, Debian and Ubuntu; a switch that is not there forbids nothing. */
-function mayMakeNamespaces(): boolean {
-  const switches = [
-    ['/proc/sys/user/max_user_namespaces', '0'],
-    ['/proc/sys/kernel/unprivileged_userns_clone', '0'],
-    ['/proc/sys/kernel/apparmor_restrict_unprivileged_userns', '1'],
-  ] as const;
-  return switches.every(([file, forbids]) => read(file).trim() !== forbids);
 }
 
 function isWholeRange(map: string): boolean {

@@ -73,20 +73,25 @@ function judgeNode({ nodeVersion }: HostFacts): DoctorCheck {
   return fail('node', nodeVersion, `the agent needs Node ${NODE_MAJOR_MIN} or later`);
 }
 
+/** What only root can do; all else an agent does in a user namespace as well. */
+const MISSING_WITHOUT_ROOT = [
+  'a user of its own for each VM (all run as this one)',
+  'limits by cgroups that were not delegated',
+  'clean-up of a FUSE connection that hangs',
+  'a higher priority of the pager than of the VMs',
+  'owners other than root in images that are built',
+].join('; ');
+
 function judgeUser({ user }: HostFacts): DoctorCheck {
-  const { id, mayMount, inNamespace, namespaces } = user;
+  const { id, mayMount, inNamespace, refusal } = user;
   if (mayMount && !inNamespace) return ok('user', `${id}, may mount`);
-  if (mayMount) {
-    const message =
-      `${id} of a user namespace, may mount in it; missing: limits by cgroups, clean-up of a FUSE ` +
-      'connection that hangs, changes of priority';
-    return warn('user', message, 'for these run as root');
+  if (refusal !== undefined) {
+    const message = `${id}, may not mount FUSE and tmpfs, and gets no user namespace to do it in`;
+    return fail('user', `${message}: ${refusal.reason}`, refusal.mend);
   }
-  const mend = namespaces
-    ? 'run as root, or in a namespace of your own: `unshare --user --map-root-user --mount`'
-    : 'run as root; user namespaces are switched off here (sysctl user.max_user_namespaces, ' +
-      'kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)';
-  return fail('user', `${id}, may not mount FUSE and tmpfs`, mend);
+  const where = mayMount ? 'of a user namespace' : 'the agent runs in a user namespace';
+  const mend = 'for these run as root; one user alone needs none';
+  return warn('user', `${id}, ${where}; missing: ${MISSING_WITHOUT_ROOT}`, mend);
 }
 
 function judgeFuse({ fuse }: HostFacts): DoctorCheck {
