@@ -5,6 +5,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
@@ -616,6 +617,32 @@ test('sf-guest fetches values over many frames', async () => {
   expect([stdout === `1 exited ${value}\n`, code]).toEqual([true, 0]);
 });
 
+test('sf-guest connect joins its input and output to a port or a socket, both ways at once', async () => {
+  const sizeBytes = 4 * 1024 * 1024;
+  const input = Buffer.alloc(sizeBytes, 'in');
+  for (const target of [0, join(folder, 'peer.sock')]) {
+    // It writes all that it has before it reads: a relay that waits for either side would hang.
+    const server = createServer({ allowHalfOpen: true }, async (peer) => {
+      await new Promise((resolve) => peer.write(Buffer.alloc(sizeBytes, 'out'), resolve));
+      const chunks: Buffer[] = [];
+      peer.on('data', (chunk) => chunks.push(chunk));
+      await once(peer, 'end');
+      peer.end(String(Buffer.concat(chunks).equals(input)));
+    });
+    server.listen(target);
+    await once(server, 'listening');
+    const address = server.address();
+    const words = ['connect', typeof address === 'string' ? address : String(address!.port)];
+    const { stdout, ...rest } = await shell(words, undefined, input);
+    expect(rest).toEqual({ stderr: 'connected\n', code: 0 });
+    expect([stdout.length, stdout.slice(sizeBytes)]).toEqual([sizeBytes + 4, 'true']);
+    server.close();
+  }
+  const refused = await shell(['connect', join(folder, 'nobody.sock')]);
+  expect(refused).toMatchObject({ stdout: '', code: 1 });
+  expect(refused.stderr).toContain('nobody.sock: No such file');
+});
+
 test('sf-guest says what is wrong, by its exit code too', async () => {
   const error = { code: 'SF_NO_ROOM', message: '3 MB are missing', details: {} };
   const failed = await shell(['fork', '2'], async (agent) => {
@@ -637,6 +664,9 @@ test('sf-guest says what is wrong, by its exit code too', async () => {
     ['frok'],
     ['fork'],
     ['fork', '257'],
+    ['connect', '65536'],
+    ['connect', 'relative.sock'],
+    ['connect', `/${'x'.repeat(107)}`],
     ['fork', '1.5'],
     ['fork', '1', '2'],
   ]) {

@@ -34,6 +34,7 @@ export {
   type ExecStdin,
   MAX_BUFFER_BYTES_DEFAULT,
 } from './exec.js';
+export { GuestConnection } from './guest-connection.js';
 export { GuestProcess, type SpawnOptions } from './guest-process.js';
 export { type BuildImageOptions, type BuildImageRequest, Host } from './host.js';
 export { type ClonesResult, type ForkOutcome, type SettledClone, Vm } from './vm.js';

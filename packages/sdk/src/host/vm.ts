@@ -23,6 +23,7 @@ import { valueFromJson } from '../api/value.js';
 import { type Command, CommandStream } from './command-stream.js';
 import { type ConsoleSession, openConsole, readLogs } from './console.js';
 import { type ExecOptions, type ExecResult, type ExecStdin, runCommand } from './exec.js';
+import { connectThrough, type GuestConnection } from './guest-connection.js';
 import { GuestProcess, type SpawnOptions } from './guest-process.js';
 import { apiPath, type Transport } from './transport.js';
 import { type WaitOptions, withDeadline } from './waits.js';
@@ -121,6 +122,32 @@ export class Vm {
     return new GuestProcess(
       await CommandStream.open(this.#transport, this.id, command, { ...rest, stdin }),
     );
+  }
+
+  /**
+   * A byte stream to a server in the guest: a TCP port of its 127.0.0.1, or the absolute path of a
+   * unix socket. Resolves when it is connected; `signal` and `timeoutMs` are for that time only.
+   *
+   * @throws SnowforkError as `exec`, and SF_BAD_REQUEST with the guest's words when nobody listens.
+   */
+  async connect(target: number | string, options: WaitOptions = {}): Promise<GuestConnection> {
+    // The command goes on when the deadline of connecting no longer counts.
+    const ended = new AbortController();
+    return withDeadline(options, 'the connection', async (signal) => {
+      const giveUp = () => ended.abort(signal.reason);
+      if (signal.aborted) giveUp();
+      signal.addEventListener('abort', giveUp, { once: true });
+      const command = ['sf-guest', 'connect', String(target)];
+      const relay = await this.spawn(command, { signal: ended.signal });
+      try {
+        return await connectThrough(relay, target);
+      } catch (error) {
+        await relay[Symbol.asyncDispose]();
+        throw error;
+      } finally {
+        signal.removeEventListener('abort', giveUp);
+      }
+    });
   }
 
   /**
