@@ -146,7 +146,11 @@ test('what an agent that died had not answered is asked again of the next one', 
     const message = await agent.message(FrameType.request, stream);
     asked.push((decodeValue(message.payload) as { id: number }).id);
   }
-  expect(asked).toEqual([1, 200, 2 ** 31, 2 ** 40, 2]);
+  // In their order; the one that was asked last may be heard before the agent says AGAIN.
+  expect(asked.filter((id) => id !== 2)).toEqual([1, 200, 2 ** 31, 2 ** 40]);
+  expect(asked).toContain(2);
+  await agent.settle();
+  expect(agent.frames.filter(({ type }) => type === FrameType.request)).toEqual([]);
   agent.sendMessage(FrameType.response, stream, encodeValue({ id: 1, result: 'whole' }));
   expect(decodeValue((await first.message(FrameType.response)).payload)).toEqual({
     id: 1,
@@ -412,7 +416,7 @@ test('PREPARED comes after all that was buffered; then nothing until RESUME', as
   await agent.next(FrameType.pong);
   await eventually(() => expect(inFolder('cgroup/cgroup.freeze')).toMatch(/0$/));
   expect(inFolder('identity.log')).toMatch(/^entropy 32\ntime \d+\n$/);
-  expect(existsSync(join(folder, 'etc/hostname'))).toBe(false);
+  expect(inFolder('etc/hostname')).toBe('');
 });
 
 test('a clone gets its own names, and its commands full windows', async () => {
