@@ -7,7 +7,8 @@ import path from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Host, Vm } from '@snowfork/sdk';
 import { afterAll, afterEach, beforeAll, expect, it } from 'vitest';
-import { clonesOf, describeVms, endAll, endVms, sh } from '../fixtures/guests.js';
+import { clonesOf, describeVms, endAll, endVms, guestSidePid, sh } from '../fixtures/guests.js';
+import { eventually } from '../support/eventually.js';
 import { testHost } from '../support/test-host.js';
 
 const CLONES = 32;
@@ -117,7 +118,11 @@ describeVms('identity', () => {
 
   it('a clone whose repair fails is never handed out', async () => {
     const vm = await host.launch('minimal');
-    await sh(vm, 'rm /etc/machine-id && mkdir /etc/machine-id');
+    await sh(vm, 'umount /etc/machine-id && rm /etc/machine-id && mkdir /etc/machine-id');
+    // The guest side has the file open: another one has to find that there is none.
+    const guestSide = await guestSidePid(vm);
+    await vm.exec(`kill -9 ${guestSide}`).catch(() => {});
+    await eventually(async () => expect(await guestSidePid(vm)).not.toBe(guestSide));
     const { clones, ticket } = await vm.fork(2);
     const reason = expect.stringContaining('identity repair failed: /etc/machine-id: Is a dir');
     const failed = { status: 'rejected', reason: { code: 'SF_CLONE_FAILED', message: reason } };
