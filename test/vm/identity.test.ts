@@ -118,7 +118,7 @@ describeVms('identity', () => {
 
   it('a clone whose repair fails is never handed out', async () => {
     const vm = await host.launch('minimal');
-    await sh(vm, 'umount /etc/machine-id && rm /etc/machine-id && mkdir /etc/machine-id');
+    await sh(vm, 'umount -l /etc/machine-id && rm /etc/machine-id && mkdir /etc/machine-id');
     // The guest side has the file open: another one has to find that there is none.
     const guestSide = await guestSidePid(vm);
     await vm.exec(`kill -9 ${guestSide}`).catch(() => {});
