@@ -56,6 +56,11 @@ export interface BootSource {
   readonly commandLine?: string | undefined;
 }
 
+/** Runs a program in place of QEMU's firmware, from the processor's reset on; no kernel. */
+export interface FirmwareSource {
+  readonly firmware: string;
+}
+
 export interface QemuFiles {
   readonly qmp: string;
   readonly port: string;
@@ -86,7 +91,7 @@ export interface QemuArguments {
   /** Of the machine type, in this QEMU: those that it lacks are left alone. */
   readonly machineProperties: ReadonlySet<string>;
   /** Boot this; without it QEMU waits for a device state. */
-  readonly boot?: BootSource | undefined;
+  readonly boot?: BootSource | FirmwareSource | undefined;
 }
 
 export function qemuArguments(options: QemuArguments): string[] {
@@ -141,7 +146,9 @@ function diskArguments(diskPath: string | undefined): string[] {
   ];
 }
 
-function bootArguments({ kernel, initrd, commandLine }: BootSource): string[] {
+function bootArguments(boot: BootSource | FirmwareSource): string[] {
+  if ('firmware' in boot) return ['-bios', boot.firmware];
+  const { kernel, initrd, commandLine } = boot;
   return [
     ...['-kernel', kernel],
     ...(initrd === undefined ? [] : ['-initrd', initrd]),

@@ -48,6 +48,8 @@ export interface ProbeOptions {
   readonly cacheFolder: string;
   /** From the settings: use this one. */
   readonly forced: Accelerator | undefined;
+  /** /dev/kvm when not given. */
+  readonly device?: string;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -100,12 +102,13 @@ export class AcceleratorProbe {
   }
 
   async #trySector(): Promise<void> {
-    if (this.#evidence.sector !== undefined) return;
-    const { binary, signal } = this.#options;
-    const error = kvmDeviceError();
+    const { binary, signal, device = '/dev/kvm' } = this.#options;
+    const error = openError(device);
     // Not kept: who may open it can change at any time, and asking costs nothing.
-    if (error !== undefined) this.#evidence.sector = `/dev/kvm: ${error}`;
-    else this.#remember({ sector: await bootsSector(binary, 'kvm', signal) });
+    if (error !== undefined) this.#evidence.sector = `${device}: ${error}`;
+    else if (this.#evidence.sector === undefined) {
+      this.#remember({ sector: await bootsSector(binary, 'kvm', signal) });
+    }
   }
 
   #remember(found: Omit<Evidence, 'of'>): void {
@@ -127,9 +130,9 @@ function bootId(): string {
   return fs.readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim();
 }
 
-function kvmDeviceError(): string | undefined {
+function openError(device: string): string | undefined {
   try {
-    fs.closeSync(fs.openSync('/dev/kvm', 'r+'));
+    fs.closeSync(fs.openSync(device, 'r+'));
     return undefined;
   } catch (error) {
     return (error as NodeJS.ErrnoException).code ?? String(error);

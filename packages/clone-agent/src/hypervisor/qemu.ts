@@ -16,6 +16,7 @@ import { AdoptedProcess, processStartTime } from '../store/processes.js';
 import { lowerPriority } from '../system/priority.js';
 import {
   type BootSource,
+  type FirmwareSource,
   type MachineShape,
   MEMORY_ID,
   type QemuFiles,
@@ -44,7 +45,7 @@ export interface QemuStartOptions {
   /** An existing folder for the sockets; on its file system renames must work (`moveTo`). */
   readonly folder: string;
   readonly name: string;
-  readonly boot?: BootSource | undefined;
+  readonly boot?: BootSource | FirmwareSource | undefined;
   /** Nobody waits for it: low priority, until `restorePriority`. */
   readonly background?: boolean;
   readonly signal?: AbortSignal | undefined;
