@@ -57,8 +57,10 @@ export class OrdinaryUser implements AsyncDisposable {
   constructor() {
     this.#folder = fs.mkdtempSync(path.join(PARENT, PREFIX));
     fs.chmodSync(this.#folder, 0o755);
-    for (const name of ['dev', 'project', 'home']) fs.mkdirSync(path.join(this.#folder, name));
+    for (const name of ['dev', 'project', 'disk']) fs.mkdirSync(path.join(this.#folder, name));
     fs.writeFileSync(path.join(this.#folder, 'node'), '');
+    // As where homes are on another disk: the kernel's names of files are not the user's.
+    fs.symlinkSync('disk', this.home);
     fs.chownSync(this.home, this.id, this.id);
   }
 

@@ -68,7 +68,7 @@ describeVms('an ordinary user', () => {
 
   it('launches, forks, joins and keeps checkpoints; the doctor finds nothing wrong', async () => {
     await withImage();
-    expect(words(await user.sf(['up']))).toContain(`state in ${user.state}`);
+    expect(words(await user.sf(['up']))).toContain(`state in ${fs.realpathSync(user.state)}`);
     const { folder, user: id, said, joined } = JSON.parse(words(await user.program(PROGRAM)));
     expect({ folder, id }).toEqual({ folder: user.state, id: user.id });
     for (const name of ['vm', 'second', 'kept'] as const) {

@@ -2,6 +2,7 @@
 // The process of the agent: reads the environment, starts the agent, ends it on a signal. Started by
 // `sf up` or by any command that finds no agent; everything else is in `agent.ts`.
 
+import fs from 'node:fs';
 import { AGENT_EXIT_TAKEN, defaultStateFolder, SnowforkError } from '@snowfork/sdk/api';
 import pino from 'pino';
 import { Agent } from './agent.js';
@@ -12,9 +13,9 @@ import { stateFolder } from './store/state-folder.js';
 const OWNER_POLL_MS = 500;
 
 const log = pino({ name: 'snowfork', level: process.env.SNOWFORK_LOG ?? 'info' });
-const state = stateFolder(process.env.SNOWFORK_STATE || defaultStateFolder());
 
 try {
+  const state = stateFolder(realFolder(process.env.SNOWFORK_STATE || defaultStateFolder()));
   const agent = await Agent.start({ state, log, environment: process.env });
   for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, () => void agent.shutDown());
   // A terminal that closes must not take the VMs with it.
@@ -25,6 +26,12 @@ try {
   log.fatal({ err: error }, 'the agent could not start');
   const isTaken = error instanceof SnowforkError && error.details.taken === true;
   process.exit(isTaken ? AGENT_EXIT_TAKEN : 1);
+}
+
+/** As the kernel names it where it lists mounts and mappings; made when it is not there. */
+function realFolder(folder: string): string {
+  fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
+  return fs.realpathSync(folder);
 }
 
 function endWith(owner: number, end: () => void): void {

@@ -4,7 +4,7 @@
 // `sf doctor` for what an ordinary user lacks.
 
 import { execFile } from 'node:child_process';
-import { accessSync, constants, readdirSync, readFileSync } from 'node:fs';
+import { accessSync, constants, readdirSync, readFileSync, realpathSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { SnowforkError } from '../api/errors.js';
@@ -72,11 +72,16 @@ export async function whyNoNamespaces(): Promise<{ reason: string; mend: string 
     }
     const reason = stderr?.trim() || String(error);
     const off = SWITCHES.find(({ file, forbids }) => readSwitch(file) === forbids);
-    if (off === undefined) {
-      return { reason, mend: 'run as root, or let the system (container, seccomp) allow it' };
-    }
+    if (off === undefined) return { reason, mend: mendOfContainer() };
     return { reason, mend: `run as root, or as root once: \`sysctl -w ${off.mend}\`` };
   }
+}
+
+/** No switch forbids it: what does is a filter of system calls, as containers have it. */
+function mendOfContainer(): string {
+  if (process.getuid?.() !== 0)
+    return 'run as root, or let the system (container, seccomp) allow it';
+  return 'give the container CAP_SYS_ADMIN and /dev/fuse, or let it make user namespaces';
 }
 
 function assertFuseOpens(): void {
@@ -93,7 +98,7 @@ function assertFuseOpens(): void {
 
 /** A process that an agent of the folder has left, in whose namespace the folder's mounts are. */
 function findSurvivor(stateFolder: string): number | undefined {
-  const mounted = join(stateFolder, 'run').replaceAll(' ', '\\040');
+  const mounted = realPath(join(stateFolder, 'run'))?.replaceAll(' ', '\\040');
   return listed(join(stateFolder, 'processes')).find((pid) =>
     read(`/proc/${pid}/mountinfo`)
       .split('\n')
@@ -108,6 +113,14 @@ function listed(folder: string): number[] {
       .filter((pid) => pid > 1);
   } catch {
     return []; // no agent was ever here
+  }
+}
+
+function realPath(file: string): string | undefined {
+  try {
+    return realpathSync(file);
+  } catch {
+    return undefined;
   }
 }
 
