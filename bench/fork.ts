@@ -12,7 +12,7 @@ import { buildImages, endHost, say, startHost } from './support/bench-host.js';
 import type { BenchContext } from './support/context.js';
 import { type MachineFacts, machineFacts, Quiet } from './support/machine.js';
 import { benchOptions } from './support/options.js';
-import { type Check, checkTable } from './support/report.js';
+import { type Check, checkTable, headLine } from './support/report.js';
 import { type Summary, summarise } from './support/statistics.js';
 
 const PARTS = ['pause', 'clones', 'memory', 'fill', 'alone'] as const;
@@ -87,14 +87,9 @@ async function prepare(): Promise<MachineFacts> {
   }
 }
 
-function tables({ machine, ...report }: ForkReport): string {
-  const { processors, processorModel, kernel, qemu, accelerator, node } = machine;
-  const head =
-    `Snowfork ${machine.snowfork}, ${report.at}, ${report.durationS} s: ` +
-    `${processors} × ${processorModel}, Linux ${kernel}, QEMU ${qemu} (${accelerator}), ` +
-    `Node ${node}, load ${machine.loadAverage.map((load) => load.toFixed(2)).join(' ')}\n`;
+function tables(report: ForkReport): string {
   return [
-    head,
+    headLine(report),
     ...(report.pause === undefined ? [] : [pauseTable(report.pause)]),
     ...(report.clones === undefined ? [] : [clonesTables(report.clones)]),
     ...(report.memory === undefined ? [] : [memoryTable(report.memory)]),

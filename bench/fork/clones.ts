@@ -89,7 +89,7 @@ async function measure(
     await poolFilled(host);
     await quiet.wait();
     const fork = await forker.fork(of.clones);
-    forks.push({ ...fork, ...(await lastFreeze(host, forker)) });
+    forks.push({ ...fork, ...(await forker.lastFreeze()) });
     await poolFilled(host);
     await quiet.wait();
     calls.push(await callFromHost(host, forker, of.clones));
@@ -115,17 +115,6 @@ async function measure(
     hostCallMs: summarise(calls.map((call) => call.callMs)),
     hostAnsweredMs: summarise(calls.map((call) => call.answeredMs)),
   };
-}
-
-/** Of the snapshot that the program's fork made; it is the parent's newest. */
-async function lastFreeze(
-  host: Host,
-  forker: Forker,
-): Promise<{ prepareMs: number; pauseMs: number }> {
-  const snapshots = (await host.snapshots()).filter(({ vm }) => vm === forker.vm.id);
-  const newest = snapshots.toSorted((a, b) => a.createdAt - b.createdAt).at(-1);
-  if (newest?.freeze === undefined) throw new Error('the fork left no snapshot');
-  return newest.freeze;
 }
 
 async function callFromHost(

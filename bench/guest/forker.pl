@@ -18,7 +18,7 @@ use Socket qw(AF_UNIX SOCK_STREAM pack_sockaddr_un);
 
 use constant {
     SYS_CLOCK_GETTIME => 228, CLOCK_MONOTONIC => 1,
-    REQUEST => 0x10, HEADER => 'V C C v V', HEADER_BYTES => 12,
+    REQUEST => 0x10, RESPONSE => 0x11, HEADER => 'V C C v V', HEADER_BYTES => 12,
     MIB => 1 << 20, PAGE_BYTES => 4096,
 };
 
@@ -111,8 +111,12 @@ sub ask ($method, $params) {
         . encode_text('method') . encode_text($method)
         . encode_text('params') . $params;
     syswrite $socket, pack(HEADER, length $request, REQUEST, 0, 0, 0) . $request;
-    my ($length) = unpack HEADER, read_exactly(HEADER_BYTES);
-    my $answer = read_exactly($length);
+    my ($type, $answer) = (0, '');
+    while ($type != RESPONSE) {
+        # What comes first may be the news that the VM was forked.
+        (my $length, $type) = unpack HEADER, read_exactly(HEADER_BYTES);
+        $answer = read_exactly($length);
+    }
     die "$answer\n" if index($answer, "\xa5error") >= 0;
     return $answer;
 }

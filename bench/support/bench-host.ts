@@ -50,9 +50,10 @@ export async function endHost(host: Host): Promise<void> {
   await host.close();
 }
 
-/** Builds the images that are missing or out of date. */
-export async function buildImages(host: Host): Promise<void> {
+/** Builds those of the images that are missing or out of date; of all sizes when none is said. */
+export async function buildImages(host: Host, sizesMib?: readonly number[]): Promise<void> {
   for (const { name, memoryMib } of benchImages) {
+    if (sizesMib !== undefined && !sizesMib.includes(memoryMib)) continue;
     const startedAt = performance.now();
     const request = { name, file: imageFile, memory: `${memoryMib}M` };
     const { unchanged } = await host.buildImage(request);

@@ -4,7 +4,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Host, Vm, VmInfo } from '@snowfork/sdk';
+import type { FreezeTimes, Host, Vm, VmInfo } from '@snowfork/sdk';
 import { type GuestProcess, SnowforkError } from '@snowfork/sdk';
 import { projectFolder } from './bench-host.js';
 import { type ProcessorUse, processorUse } from './machine.js';
@@ -77,6 +77,14 @@ export class Forker {
     }
     await killAll(this.#host, [...clones.keys()]);
     return { clones: [...clones.values()], parentGuestMs };
+  }
+
+  /** Of the snapshot that the program's last fork made; it is the VM's newest. */
+  async lastFreeze(): Promise<FreezeTimes> {
+    const snapshots = (await this.#host.snapshots()).filter(({ vm }) => vm === this.vm.id);
+    const newest = snapshots.toSorted((a, b) => a.createdAt - b.createdAt).at(-1);
+    if (newest?.freeze === undefined) throw new Error('the fork left no snapshot');
+    return newest.freeze;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { encodeFrame, type Frame, FrameReader, FrameType } from '@snowfork/sdk/api';
+import { encodeFrame, FLAG_END, type Frame, FrameReader, FrameType } from '@snowfork/sdk/api';
 import {
   connectQmp,
   guestFolder,
@@ -71,6 +71,7 @@ export class PlainQemu {
   readonly #process: ChildProcess;
   readonly #qmp: Qmp;
   readonly #port: GuestPort;
+  #lastStream: number = COMMAND_STREAM;
 
   static async start(options: PlainQemuOptions): Promise<PlainQemu> {
     fs.mkdirSync(options.folder, { recursive: true });
@@ -105,6 +106,25 @@ export class PlainQemu {
     const { type, payload: output } = await this.#port.next(isOutput, ANSWER_TIMEOUT_MS);
     if (type === FrameType.exit) throw new Error(`the guest's command ended: ${output}`);
     return output.toString('utf8');
+  }
+
+  /** Runs a line of shell to its end and gives what it wrote; throws when it fails. */
+  async shell(line: string, stdin: Buffer = Buffer.alloc(0)): Promise<string> {
+    const stream = ++this.#lastStream;
+    const command = ['/bin/sh', '-c', line];
+    const strings = ['', String(command.length), ...command, 'LC_ALL=C'];
+    const payload = Buffer.from(strings.map((text) => `${text}\0`).join(''));
+    this.#port.send(encodeFrame(FrameType.exec, stream, payload));
+    this.#port.send(encodeFrame(FrameType.stdin, stream, stdin, FLAG_END));
+    let output = '';
+    for (;;) {
+      const frame = await this.#port.next((each) => each.stream === stream, ANSWER_TIMEOUT_MS);
+      if (frame.type === FrameType.stdout) output += frame.payload.toString('utf8');
+      if (frame.type !== FrameType.exit) continue;
+      const how = frame.payload.toString('utf8').trim();
+      if (how === 'code=0') return output;
+      throw new Error(`in the plain guest: ${line}: ${how}`);
+    }
   }
 
   /** `stop` and `migrate` into a file; resolves when all of it is written. */

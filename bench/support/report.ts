@@ -1,5 +1,6 @@
 // How a bench says what it found: one JSON object, or tables and a list of checks.
 
+import type { MachineFacts } from './machine.js';
 import type { Summary } from './statistics.js';
 
 /** A figure that an issue asks for. */
@@ -21,6 +22,21 @@ export function below(name: string, value: number, unit: string, target: number)
 
 export function atLeast(name: string, value: number, unit: string, target: number): Check {
   return { name, value, unit, target: `>= ${target}`, ok: value >= target };
+}
+
+/** Which run on which machine. */
+export function headLine(report: {
+  readonly at: string;
+  readonly durationS: number;
+  readonly machine: MachineFacts;
+}): string {
+  const { processors, processorModel, kernel, qemu, accelerator, node, snowfork, loadAverage } =
+    report.machine;
+  return (
+    `Snowfork ${snowfork}, ${report.at}, ${report.durationS} s: ` +
+    `${processors} × ${processorModel}, Linux ${kernel}, QEMU ${qemu} (${accelerator}), ` +
+    `Node ${node}, load ${loadAverage.map((load) => load.toFixed(2)).join(' ')}\n`
+  );
 }
 
 /** `median (min–max)`. */
