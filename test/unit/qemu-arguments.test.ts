@@ -4,6 +4,7 @@
 import { describe, expect, it } from 'vitest';
 import {
   DEFAULT_CPU_MODEL,
+  defaultCpuModel,
   type MachineShape,
   qemuArguments,
   shapeKey,
@@ -82,6 +83,30 @@ describe('qemuArguments', () => {
   it('keeps commas in paths from starting an option of their own', () => {
     const parameters = qemuArguments({ ...common, folder: '/a,share=on/b' });
     expect(parameters.join(' ')).toContain('path=/a,,share=on/b/qmp.sock,server=on');
+  });
+});
+
+describe('defaultCpuModel', () => {
+  const old = {
+    accelerator: 'tcg',
+    qemuVersion: '7.2.22',
+    kernelRelease: '6.12.95-cloud',
+  } as const;
+
+  it('lacks CMPXCHG16B where the emulated one harms the kernel', () => {
+    expect(defaultCpuModel(old)).toBe(`${DEFAULT_CPU_MODEL},-cx16`);
+    expect(defaultCpuModel({ ...old, kernelRelease: '6.5.0' })).toContain('-cx16');
+    expect(defaultCpuModel({ ...old, kernelRelease: '7.0.1' })).toContain('-cx16');
+  });
+
+  it.each([
+    { accelerator: 'kvm' },
+    { qemuVersion: '8.0.0' },
+    { qemuVersion: '10.0.2' },
+    { kernelRelease: '6.1.0-56-cloud-amd64' },
+    { kernelRelease: '5.10.0' },
+  ] as const)('has it with %j', (difference) => {
+    expect(defaultCpuModel({ ...old, ...difference })).toBe(DEFAULT_CPU_MODEL);
   });
 });
 

@@ -27,6 +27,8 @@ import {
   type NoteLocation,
   parseVmcoreinfo,
 } from '../../packages/clone-agent/src/freeze/vmcoreinfo.js';
+import { defaultCpuModel } from '../../packages/clone-agent/src/hypervisor/arguments.js';
+import { locateQemu, type QemuBinary } from '../../packages/clone-agent/src/hypervisor/locate.js';
 import { connectQmp, type Qmp } from '../../packages/clone-agent/src/hypervisor/qmp.js';
 import {
   kernelSchema,
@@ -39,11 +41,12 @@ const PAGE = 4096;
 const MiB = 2 ** 20;
 const BOOT_TIMEOUT_MS = 60_000;
 const REPOSITORY = path.resolve(import.meta.dirname, '../..');
-const program = process.env.SNOWFORK_QEMU ?? 'qemu-system-x86_64';
 const isRoot = process.getuid?.() === 0;
 
 let folder: string;
 let image: PreparedImage;
+let binary: QemuBinary;
+let cpuModel: string;
 
 beforeAll(async () => {
   if (!isRoot) return;
@@ -59,6 +62,9 @@ beforeAll(async () => {
     onProgress: () => {},
     signal: new AbortController().signal,
   });
+  binary = await locateQemu(process.env);
+  const { kernelRelease } = image;
+  cpuModel = defaultCpuModel({ accelerator: 'tcg', qemuVersion: binary.version, kernelRelease });
 });
 
 afterAll(() => {
@@ -83,7 +89,7 @@ class Guest implements AsyncDisposable {
     const guestFolder = fs.mkdtempSync('/dev/shm/snowfork-free-');
     const at = (name: string): string => path.join(guestFolder, name);
     const ram = `memory-backend-file,id=ram,mem-path=${at('ram')},size=${memoryMiB}M,share=on`;
-    const machine = ['-accel', 'tcg', '-cpu', 'qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt'];
+    const machine = ['-accel', 'tcg', '-cpu', cpuModel];
     machine.push('-machine', 'q35,memory-backend=ram', '-m', String(memoryMiB), '-object', ram);
     const devices = ['-device', 'vmcoreinfo', '-device', 'virtio-serial-pci'];
     devices.push('-chardev', `socket,id=port,path=${at('port')},server=on,wait=off`);
@@ -92,7 +98,7 @@ class Guest implements AsyncDisposable {
     const boot = ['-kernel', image.kernelPath, '-initrd', image.initrdPath];
     boot.push('-append', image.commandLine, '-nodefaults', '-display', 'none', '-no-reboot');
     const monitor = ['-qmp', `unix:${at('qmp')},server=on,wait=off`];
-    const qemu = spawn(program, [...machine, ...devices, ...boot, ...monitor], {
+    const qemu = spawn(binary.path, [...machine, ...devices, ...boot, ...monitor], {
       stdio: ['ignore', 'inherit', 'inherit'],
     });
     try {

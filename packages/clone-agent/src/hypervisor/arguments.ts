@@ -14,6 +14,10 @@ import type { Accelerator } from '@snowfork/sdk/api';
  * which would flush TCG's translations at each system call.
  */
 export const DEFAULT_CPU_MODEL = 'qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes';
+/** The first whose emulation of CMPXCHG16B gets the flags right. */
+const QEMU_CMPXCHG16B_MAJOR = 8;
+/** The first that reads the flags right behind that instruction, at each allocation. */
+const LINUX_FLAGS_READ = { major: 6, minor: 5 } as const;
 
 /** The name of the guest's port. */
 export const PORT_NAME = 'org.snowfork.0';
@@ -74,6 +78,24 @@ export function qemuFiles(folder: string): QemuFiles {
     port: path.join(folder, 'port.sock'),
     console: path.join(folder, 'console.sock'),
   };
+}
+
+/**
+ * The model of images that name none: without CMPXCHG16B where the emulated one makes the guest's
+ * kernel panic now and then (`docs/adr/0007-no-cmpxchg16b-in-old-emulation.md`).
+ */
+export function defaultCpuModel(of: {
+  readonly accelerator: Accelerator;
+  readonly qemuVersion: string;
+  readonly kernelRelease: string;
+}): string {
+  const [qemuMajor = 0] = of.qemuVersion.split('.').map(Number);
+  const [major = 0, minor = 0] = of.kernelRelease.split(/[^0-9]+/).map(Number);
+  const readsFlags =
+    major > LINUX_FLAGS_READ.major ||
+    (major === LINUX_FLAGS_READ.major && minor >= LINUX_FLAGS_READ.minor);
+  const isWrong = of.accelerator === 'tcg' && qemuMajor < QEMU_CMPXCHG16B_MAJOR;
+  return isWrong && readsFlags ? `${DEFAULT_CPU_MODEL},-cx16` : DEFAULT_CPU_MODEL;
 }
 
 /** Equal for shapes whose QEMUs can stand for each other. */

@@ -18,7 +18,7 @@ import type { ProcessJournal } from '../store/processes.js';
 import { ramObject, type Snapshot, type SnapshotStore } from '../store/snapshots.js';
 import type { StateFolder } from '../store/state-folder.js';
 import { ignoreHugePageAdvice } from '../system/seccomp.js';
-import { type BootSource, DEFAULT_CPU_MODEL, type MachineShape } from './arguments.js';
+import { type BootSource, defaultCpuModel, type MachineShape } from './arguments.js';
 import { locateQemu, type QemuBinary } from './locate.js';
 import { WarmPool } from './pool.js';
 import { AcceleratorProbe } from './probe.js';
@@ -139,13 +139,14 @@ export class Hypervisor {
 
   /** What this host would run the image on. */
   async machineFor(prepared: PreparedImage, cpuModel: string | undefined): Promise<Machine> {
-    const { kernelPath: kernel, initrdPath: initrd, memoryBytes, vcpus } = prepared;
+    const { kernelPath: kernel, initrdPath: initrd, kernelRelease, memoryBytes, vcpus } = prepared;
     const accelerator = await this.#probe.decide({ kernel, initrd });
+    const qemuVersion = this.#binary.version;
     return {
-      qemuVersion: this.#binary.version,
+      qemuVersion,
       machineType: this.#binary.machineType,
       accelerator,
-      cpuModel: cpuModel ?? DEFAULT_CPU_MODEL,
+      cpuModel: cpuModel ?? defaultCpuModel({ accelerator, qemuVersion, kernelRelease }),
       memoryBytes,
       vcpus,
     };
