@@ -174,13 +174,8 @@ export class Host {
     { signal, timeoutMs }: WaitOptions = {},
   ): Promise<Slot[]> {
     const id = typeof ticket === 'string' ? ticket : ticket.id;
-    const deadlineMs = timeoutMs === undefined ? undefined : performance.now() + timeoutMs;
-    const request = () => {
-      const left =
-        deadlineMs === undefined
-          ? undefined
-          : Math.max(0, Math.ceil(deadlineMs - performance.now()));
-      const json = { timeoutMs: left };
+    const request = (passedMs: number) => {
+      const json = timeoutMs === undefined ? {} : { timeoutMs: Math.max(0, timeoutMs - passedMs) };
       return { method: 'POST', path: apiPath('tickets', id, 'join'), json, signal } as const;
     };
     const { slots } = await this.#transport.outlastingJson(request, joinResultSchema);

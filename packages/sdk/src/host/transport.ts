@@ -74,14 +74,15 @@ export class Transport {
 
   /**
    * As `json`, for what may be asked twice: an agent that was killed leaves the answer to the next.
-   * `request` is made anew each time, as there may be less time left.
+   * `request` is made anew each time, as there is less time left.
    */
   async outlastingJson<S extends z.ZodType>(
-    request: () => RequestOptions,
+    request: (passedMs: number) => RequestOptions,
     schema: S,
   ): Promise<z.output<S>> {
+    const startedAt = performance.now();
     for (let outlived = 0; ; outlived++) {
-      const options = request();
+      const options = request(outlived === 0 ? 0 : performance.now() - startedAt);
       try {
         return await this.json(options, schema);
       } catch (error) {
