@@ -100,9 +100,11 @@ async function main(): Promise<void> {
     await load(url, 1, CALM_REQUESTS),
     await load(url, BUSY_CONNECTIONS, busyRequests),
   ];
-  for (let round = 0; balancer.workers > 0 && round < CALM_ROUNDS_MAX; round++) {
+  let round = 0;
+  do {
     loads.push(await load(url, 1, CALM_REQUESTS));
-  }
+    round += 1;
+  } while (balancer.workers > 0 && round < CALM_ROUNDS_MAX);
   const { timeline, members } = balancer;
   const report = { loads, timeline, members: members.map((member) => member.report()) };
   process.stdout.write(process.argv.includes('--json') ? JSON.stringify(report) : told(report));

@@ -3,8 +3,9 @@
 //
 //   <!-- test: not run, REASON -->       it cannot be run by a test
 //   <!-- test: in a VM of IMAGE -->      it is run in a guest
-//   <!-- test: given CODE -->            TypeScript that stands before it
+//   <!-- test: given CODE -->            TypeScript or Python that stands before it
 
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -43,4 +44,47 @@ export function snippetsOf(page: string): Snippet[] {
     at = end;
   }
   return snippets;
+}
+
+/** All TypeScript of the documentation. */
+export function typeScriptSnippets(): Snippet[] {
+  return pages()
+    .flatMap(snippetsOf)
+    .filter(({ language }) => language === 'ts');
+}
+
+/**
+ * Compiles them, against the packages as they are, in a folder below `test`, so that packages are
+ * found. Returns what the compiler says, and, with `emit`, where each one's JavaScript is.
+ */
+export function compileTypeScript(folder: string, { emit }: { emit: boolean }) {
+  fs.rmSync(folder, { recursive: true, force: true });
+  fs.mkdirSync(folder, { recursive: true });
+  const snippets = typeScriptSnippets().map((snippet) => {
+    const name = `${snippet.page.replaceAll('/', '-')}-${snippet.line}`;
+    fs.writeFileSync(path.join(folder, `${name}.ts`), moduleOf(snippet));
+    return { ...snippet, program: path.join(folder, 'out', `${name}.js`) };
+  });
+  const compilerOptions = {
+    noEmit: !emit,
+    outDir: path.join(folder, 'out'),
+    composite: false,
+    incremental: false,
+    declaration: false,
+    sourceMap: false,
+    rootDir: folder,
+    // A snippet may show a value and do nothing with it, and name what its reader has.
+    noUnusedLocals: false,
+  };
+  const config = { extends: path.join(root, 'tsconfig.base.json'), compilerOptions };
+  fs.writeFileSync(path.join(folder, 'tsconfig.json'), JSON.stringify(config));
+  const compiler = path.join(root, 'node_modules/.bin/tsc');
+  const { status, stdout } = spawnSync(compiler, ['-p', folder], { cwd: folder, encoding: 'utf8' });
+  return { status, stdout, snippets };
+}
+
+function moduleOf({ code, note }: Snippet): string {
+  const given = note?.startsWith('given ') ? note.slice('given '.length) : '';
+  // On the first line, so that the compiler's line numbers are the page's, less a constant.
+  return `export {}; ${given}\n${code}\n`;
 }

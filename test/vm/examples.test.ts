@@ -1,25 +1,47 @@
 // The examples, run as their readers run them, on real VMs, with numbers that keep them short. What
 // they print is what is looked at: each has a result that is known otherwise.
 
-import { spawnSync } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import type { Host, Vm } from '@snowfork/sdk';
-import { afterAll, afterEach, beforeAll, expect, it } from 'vitest';
-import { describeVms, endAll } from '../fixtures/guests.js';
+import { text } from 'node:stream/consumers';
+import type { Host, Vm, VmInfo } from '@snowfork/sdk';
+import { afterAll, afterEach, beforeAll, expect, it, vi } from 'vitest';
+import { describeVms, endAll, sh } from '../fixtures/guests.js';
 import { root } from '../support/snippets.js';
-import { testHost } from '../support/test-host.js';
+import { testHost, testState } from '../support/test-host.js';
 
 const examples = path.join(root, 'examples');
+const LONG_TIMEOUT_MS = 240_000;
+const WAIT_MS = 60_000;
+
+interface LoadReport {
+  readonly loads: { sent: number; right: number; errors: number }[];
+  readonly timeline: { workers: number }[];
+  readonly members: { answered: number; counted?: number }[];
+}
+
+interface OpportunistReport {
+  readonly numbers: number;
+  readonly undone: number;
+  readonly sum: number;
+  readonly expected: number;
+  readonly isGapless: boolean;
+  readonly handedOver: number;
+  readonly lost: number;
+  readonly ticks: { wanted: number; busyOthers: number }[];
+}
 
 describeVms('the example', () => {
   let host: Host;
+  let example: ChildProcess | undefined;
 
   beforeAll(async () => {
     host = await testHost('minimal', 'node');
   });
 
   afterEach(async () => {
+    example?.kill('SIGKILL');
     await endAll(host);
   });
 
@@ -34,6 +56,88 @@ describeVms('the example', () => {
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     return stdout;
   }
+
+  /** A program of an example on this host; what it prints at its end. */
+  function runOnHost(file: string, words: string[]): Promise<unknown> {
+    const program = path.join(examples, 'dist', file);
+    const env = { ...process.env, SNOWFORK_STATE: testState };
+    const child = spawn(process.execPath, [program, ...words, '--json'], { env });
+    example = child;
+    const output = Promise.all([text(child.stdout), text(child.stderr)]);
+    const result = output.then(([stdout, stderr]) => {
+      expect(stderr).toBe('');
+      return JSON.parse(stdout);
+    });
+    // It is awaited when the test has done its part.
+    result.catch(() => {});
+    return result;
+  }
+
+  async function runningWorkers(): Promise<VmInfo[]> {
+    const vms = await host.vms();
+    return vms.filter(({ parent, state }) => parent !== undefined && state === 'running');
+  }
+
+  async function untilWorkers(areEnough: (count: number) => boolean): Promise<VmInfo[]> {
+    let workers: VmInfo[] = [];
+    const check = async () => {
+      workers = await runningWorkers();
+      expect(areEnough(workers.length), `${workers.length} workers`).toBe(true);
+    };
+    await vi.waitFor(check, { timeout: WAIT_MS, interval: 100 });
+    return workers;
+  }
+
+  it(
+    '02-load-balancer loses no request when workers come, go, or crash',
+    async () => {
+      const running = runOnHost('02-load-balancer/main.js', ['2', '300']);
+      // When there is a second one, the first serves.
+      const [crashing] = await untilWorkers((count) => count === 2);
+      await (await host.vm(crashing!.id)).kill();
+      const { loads, timeline, members } = (await running) as LoadReport;
+      const sent = loads.reduce((sum, load) => sum + load.sent, 0);
+      expect(sent).toBeGreaterThanOrEqual(300 + 2 * 20);
+      expect(loads.reduce((sum, load) => sum + load.right, 0)).toBe(sent);
+      expect(loads.filter(({ errors }) => errors > 0)).toEqual([]);
+      // Up, and down again while requests came.
+      const workers = timeline.map((tick) => tick.workers);
+      expect([workers[0], Math.max(...workers), workers.at(-1)]).toEqual([0, 2, 0]);
+      // Each answer is somebody's; and who left had counted just what was received of it.
+      expect(members.reduce((sum, { answered }) => sum + answered, 0)).toBe(sent);
+      const left = members.filter(({ counted }) => counted !== undefined);
+      expect(left.length).toBeGreaterThanOrEqual(2);
+      for (const { answered, counted } of left) expect(counted).toBe(answered);
+      expect(left.some(({ answered }) => answered > 0)).toBe(true);
+    },
+    LONG_TIMEOUT_MS,
+  );
+
+  it(
+    '07-opportunistic makes way for others, and counts every number once',
+    async () => {
+      const [cores, numbers, share] = ['3', '1000000000', '1000000'];
+      const running = runOnHost('07-opportunistic/main.js', [cores, numbers, share]);
+      await untilWorkers((count) => count === 2);
+      const other = await host.launch('minimal');
+      await sh(other, 'setsid sh -c "while :; do :; done" </dev/null >/dev/null 2>&1 &');
+      const [killed] = await untilWorkers((count) => count === 1);
+      await (await host.vm(killed!.id)).kill();
+      await other.kill();
+      await untilWorkers((count) => count === 2);
+      example!.kill('SIGTERM');
+      const report = (await running) as OpportunistReport;
+      expect(report.sum).toBe(report.expected);
+      expect(report.isGapless).toBe(true);
+      expect(report.numbers).toBeGreaterThan(report.undone);
+      expect(report.lost).toBeGreaterThanOrEqual(1);
+      // The one that made way, and those that were there at the end.
+      expect(report.handedOver).toBeGreaterThanOrEqual(2);
+      const made = report.ticks.filter(({ busyOthers }) => busyOthers > 0);
+      expect(Math.min(...made.map(({ wanted }) => wanted))).toBe(1);
+    },
+    LONG_TIMEOUT_MS,
+  );
 
   it('04-branching finds the shortest tour, and just what copies in one process find', async () => {
     const words = ['3', '4', '10000'];
