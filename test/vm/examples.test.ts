@@ -106,7 +106,7 @@ describeVms('the example', () => {
       // Each answer is somebody's; and who left had counted just what was received of it.
       expect(members.reduce((sum, { answered }) => sum + answered, 0)).toBe(sent);
       const left = members.filter(({ counted }) => counted !== undefined);
-      expect(left.length).toBeGreaterThanOrEqual(2);
+      expect(left.length).toBeGreaterThanOrEqual(1);
       for (const { answered, counted } of left) expect(counted).toBe(answered);
       expect(left.some(({ answered }) => answered > 0)).toBe(true);
     },
@@ -116,7 +116,7 @@ describeVms('the example', () => {
   it(
     '07-opportunistic makes way for others, and counts every number once',
     async () => {
-      const [cores, numbers, share] = ['3', '1000000000', '1000000'];
+      const [cores, numbers, share] = ['3', '90000000', '5000000'];
       const running = runOnHost('07-opportunistic/main.js', [cores, numbers, share]);
       await untilWorkers((count) => count === 2);
       const other = await host.launch('minimal');
