@@ -31,7 +31,7 @@ const shape: MachineShape = {
   diskPath: '/mnt/s1/disk0',
 };
 const machineProperties = new Set(['hpet', 'graphics', 'suppress-vmdesc']);
-const common = { shape, folder: '/run/vms/1', name: 'vm', machineProperties };
+const common = { shape, name: 'vm', machineProperties };
 
 /** The value behind a flag. */
 function value(parameters: string[], flag: string): string {
@@ -80,9 +80,14 @@ describe('qemuArguments', () => {
     expect(without.join(' ')).not.toMatch(/blockdev|virtio-blk/);
   });
 
+  it('makes its sockets in its working folder', () => {
+    const parameters = qemuArguments(common);
+    expect(parameters.join(' ')).toContain('path=qmp.sock,server=on');
+  });
+
   it('keeps commas in paths from starting an option of their own', () => {
-    const parameters = qemuArguments({ ...common, folder: '/a,share=on/b' });
-    expect(parameters.join(' ')).toContain('path=/a,,share=on/b/qmp.sock,server=on');
+    const parameters = qemuArguments({ ...common, shape: { ...shape, diskPath: '/a,share=on/b' } });
+    expect(parameters.join(' ')).toContain('filename=/a,,share=on/b,locking=off');
   });
 });
 

@@ -16,8 +16,7 @@ const machine = {
 
 function room(of: { reservedBytes?: number; vmsMax?: number }, occupants: Occupant[] = []): Room {
   const { reservedBytes = 0, vmsMax = 4096 } = of;
-  const settings = { warmPoolSize: 0, layersBytesMax: 16 * MiB, reservedBytes, vmsMax };
-  return new Room(settings, () => occupants);
+  return new Room({ reservedBytes, vmsMax }, () => occupants);
 }
 
 describe('room', () => {

@@ -25,6 +25,8 @@ class FakeProcess implements PooledProcess {
     return this.#ended.signal;
   }
 
+  foreground(): void {}
+
   async kill(): Promise<void> {
     this.#ended.abort();
   }

@@ -105,11 +105,10 @@ describe.skipIf(binary === undefined)(`QEMU${why}`, () => {
 
   /** Pauses the VM and takes all of it. */
   async function freeze(qemu: QemuProcess) {
-    const file = path.join(folder, `device-${qemu.pid}`);
-    await Promise.all([qemu.pause(), qemu.saveDeviceState(file)]);
+    const [, deviceState] = await Promise.all([qemu.pause(), qemu.saveDeviceState()]);
     const ram = emptyRam();
     await qemu.execute('pmemsave', { val: 0, size: MEMORY_BYTES, filename: ram.path });
-    return { deviceState: fs.readFileSync(file), ram };
+    return { deviceState, ram };
   }
 
   it('a clone goes on from where its parent was frozen, and both go on apart', async () => {

@@ -86,13 +86,14 @@ export class Agent implements AgentService {
     const complain = (error: unknown) => log.error({ err: error }, 'the journal');
     const journal = new Journal(state.journal, complain);
     const adopted = await PagerKeeper.adopt({ state, log, journal: processes });
+    let hypervisor: Hypervisor | undefined;
     try {
       let previous: PreviousAgent | undefined;
       if (adopted === undefined) {
         previous = await cleanUp(state, { journal, processes, log });
         await prepareStateFolder(state, settings.layersBytesMax);
       }
-      const hypervisor = await Hypervisor.start({ ...options, settings, journal: processes });
+      hypervisor = await Hypervisor.start({ ...options, settings, journal: processes });
       const pager = adopted ?? (await PagerKeeper.start({ state, log, journal: processes }));
       warmFreezeReserve();
       const agent = new Agent(options, { settings, journal, processes, hypervisor, pager });
@@ -100,6 +101,7 @@ export class Agent implements AgentService {
       await agent.#open();
       return agent;
     } catch (error) {
+      await hypervisor?.close();
       // What was taken over stays as it is, for an agent that can start.
       if (adopted === undefined) await endLeftOver(state, processes);
       throw error;
@@ -179,6 +181,7 @@ export class Agent implements AgentService {
     const { adopted, lost } = await this.#families.adopt(this.#journal.read());
     const running = [...this.#families.running()].map((vm) => vm.qemu.pid);
     const killed = this.#processes.killLeftOver(new Set([...running, await this.#pager.pid()]));
+    this.#hypervisor.releaseLeftOver();
     if (adopted.length + lost.length + killed === 0) return;
     this.#log.warn({ adopted, lost, killed }, 'took over from an agent that was killed');
     const lostIds = lost.map(({ vm }) => vm);
@@ -210,6 +213,7 @@ export class Agent implements AgentService {
       version: VERSION,
       state: this.#state,
       qemu: this.#hypervisor.facts(),
+      confinement: this.#hypervisor.confinement(),
       images: this.images(),
       incompatible: ({ machine }) => this.#hypervisor.incompatible(machine),
       stats: () => this.stats(),
@@ -227,6 +231,7 @@ export class Agent implements AgentService {
     for (const vm of vms) vm.finish({ how: 'killed', reason: 'the agent was shut down' });
     await this.#hypervisor.stop();
     await Promise.all(vms.map((vm) => vm.qemu.exited));
+    await this.#hypervisor.close();
     await this.#pager.stop();
     await unmountAll(this.#state.mount);
     await unmountAll(this.#state.run);

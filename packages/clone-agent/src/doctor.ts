@@ -4,6 +4,7 @@
 
 import fs from 'node:fs';
 import type { DoctorCheck, DoctorReport, HostStats, ImageInfo } from '@snowfork/sdk/api';
+import type { ConfinementFacts } from './hypervisor/confinement.js';
 import type { QemuFacts } from './hypervisor/hypervisor.js';
 import { fuseConnection } from './pager/mount.js';
 import type { StateFolder } from './store/state-folder.js';
@@ -22,6 +23,7 @@ export interface AgentFacts {
   readonly version: string;
   readonly state: StateFolder;
   readonly qemu: QemuFacts;
+  readonly confinement: ConfinementFacts;
   readonly images: readonly ImageInfo[];
   /** Why VMs of an image do not run here; empty when they do. */
   readonly incompatible: (image: ImageInfo) => readonly string[];
@@ -35,6 +37,8 @@ export async function examineAgent(facts: AgentFacts): Promise<DoctorReport> {
     ok('qemu', `${facts.qemu.version}, ${facts.qemu.path}`),
     checkAccelerator(facts.qemu),
     checkReadAhead(facts.qemu),
+    checkSandbox(facts.confinement),
+    checkLimits(facts.confinement),
     await checkMounts(facts.state),
     ...(await checkStats(facts)),
     checkImages(facts),
@@ -67,6 +71,37 @@ function checkReadAhead({ readsAhead }: QemuFacts): DoctorCheck {
     status: 'warn',
     message: 'no seccomp filter could be set: a first touch may read 2 MiB ahead, and fill memory',
     mend: 'run the agent as root, on a kernel with seccomp and with glibc',
+  };
+}
+
+export function checkSandbox(facts: ConfinementFacts): DoctorCheck {
+  const { users, sharesNetwork, keepsCapabilities } = facts;
+  const missing = [
+    ...(typeof users === 'string' ? [`VMs run as the agent's user (${users})`] : []),
+    ...(sharesNetwork === undefined ? [] : [`VMs have the host's network (${sharesNetwork})`]),
+    ...(keepsCapabilities === undefined ? [] : [`VMs keep capabilities (${keepsCapabilities})`]),
+  ];
+  if (typeof users === 'object' && missing.length === 0) {
+    const last = users.first + users.count - 1;
+    return ok('sandbox', `each VM is a user of its own, of ${users.first} to ${last}`);
+  }
+  return {
+    name: 'sandbox',
+    status: 'warn',
+    message: missing.join('; '),
+    mend: 'run the agent as root, with util-linux (`setpriv`, `unshare`); see docs/sandbox.md',
+  };
+}
+
+export function checkLimits({ cgroups }: ConfinementFacts): DoctorCheck {
+  const { version, limited, missing } = cgroups;
+  const message = `cgroups v${version} limit ${limited.join(', ')} of each VM`;
+  if (missing === '') return ok('limits', message);
+  return {
+    name: 'limits',
+    status: 'warn',
+    message: limited.length === 0 ? missing : `${message}; ${missing}`,
+    mend: 'run the agent as root, or in a unit of systemd with `Delegate=yes`',
   };
 }
 

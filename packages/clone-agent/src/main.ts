@@ -8,12 +8,14 @@ import pino from 'pino';
 import { Agent } from './agent.js';
 import { processStartTime } from './store/processes.js';
 import { stateFolder } from './store/state-folder.js';
+import { keepDescriptors } from './system/descriptors.js';
 
 /** Tests and benches own their agent: it must not outlive them, whatever ends them. */
 const OWNER_POLL_MS = 500;
 
 const log = pino({ name: 'snowfork', level: process.env.SNOWFORK_LOG ?? 'info' });
 
+keepDescriptors();
 try {
   const state = stateFolder(realFolder(process.env.SNOWFORK_STATE || defaultStateFolder()));
   const agent = await Agent.start({ state, log, environment: process.env });

@@ -28,6 +28,16 @@ const settingsSchema = z.strictObject({
   accelerator: acceleratorSchema.optional(),
   /** The kernel of images that name none. */
   guestKernel: kernelSchema.optional(),
+  /** First of the user ids that QEMUs run as; 0: they run as the agent's user. */
+  vmUserFirst: z.number().int().min(0).max(2_000_000_000).default(1_900_000_000),
+  /** A QEMU's limit of memory beside its guest's RAM. */
+  vmMemoryExtraBytes: z
+    .number()
+    .int()
+    .min(64 * MiB)
+    .default(256 * MiB),
+  /** A QEMU's limit of processor time beside its guest's processors. */
+  vmCpusExtra: z.number().min(0.1).max(256).default(1),
   /** VMs of this host, running at a time. */
   vmsMax: z.number().int().min(1).max(4096).default(1024),
 });

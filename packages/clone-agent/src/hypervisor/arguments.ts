@@ -73,6 +73,7 @@ export interface QemuFiles {
 
 /** The sockets of a QEMU in its folder. */
 export function qemuFiles(folder: string): QemuFiles {
+  // QEMU itself is given the names alone: it is started in the folder.
   return {
     qmp: path.join(folder, 'qmp.sock'),
     port: path.join(folder, 'port.sock'),
@@ -106,8 +107,6 @@ export function shapeKey(shape: MachineShape): string {
 
 export interface QemuArguments {
   readonly shape: MachineShape;
-  /** Where the sockets are made. */
-  readonly folder: string;
   /** Shown in process lists. */
   readonly name: string;
   /** Of the machine type, in this QEMU: those that it lacks are left alone. */
@@ -118,7 +117,8 @@ export interface QemuArguments {
 
 export function qemuArguments(options: QemuArguments): string[] {
   const { shape, boot } = options;
-  const files = qemuFiles(options.folder);
+  // In its working folder: QEMU may not be allowed to pass those above.
+  const files = qemuFiles('');
   const machine = [
     shape.machineType,
     ...MACHINE_PROPERTIES.filter(known(options.machineProperties)),

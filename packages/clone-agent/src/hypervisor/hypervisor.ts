@@ -19,6 +19,7 @@ import { ramObject, type Snapshot, type SnapshotStore } from '../store/snapshots
 import type { StateFolder } from '../store/state-folder.js';
 import { ignoreHugePageAdvice } from '../system/seccomp.js';
 import { type BootSource, defaultCpuModel, type MachineShape } from './arguments.js';
+import { Confinement, type ConfinementFacts } from './confinement.js';
 import { locateQemu, type QemuBinary } from './locate.js';
 import { WarmPool } from './pool.js';
 import { AcceleratorProbe } from './probe.js';
@@ -48,7 +49,11 @@ export class Hypervisor {
   readonly #binary: QemuBinary;
   readonly #pool: WarmPool<QemuProcess>;
   readonly #probe: AcceleratorProbe;
+  readonly #confinement: Confinement;
   readonly #stopped = new AbortController();
+  /** Folders of the QEMUs of this agent. */
+  readonly #used = new Set<string>();
+  readonly #releasing = new Set<Promise<void>>();
   #nextFolder = 1;
 
   /** @throws SnowforkError SF_QEMU_MISSING, SF_QEMU_FAILED when a forced accelerator does not run. */
@@ -64,13 +69,18 @@ export class Hypervisor {
       cacheFolder: options.state.cache,
       forced: options.settings.accelerator,
     });
-    return new Hypervisor(options, binary, probe);
+    const confinement = await Confinement.start(options);
+    return new Hypervisor(options, { binary, probe, confinement });
   }
 
-  private constructor(options: HypervisorOptions, binary: QemuBinary, probe: AcceleratorProbe) {
+  private constructor(
+    options: HypervisorOptions,
+    parts: { binary: QemuBinary; probe: AcceleratorProbe; confinement: Confinement },
+  ) {
     this.#options = options;
-    this.#binary = binary;
-    this.#probe = probe;
+    this.#binary = parts.binary;
+    this.#probe = parts.probe;
+    this.#confinement = parts.confinement;
     // Every QEMU that starts listens to it.
     setMaxListeners(0, this.#stopped.signal);
     this.#pool = new WarmPool({
@@ -88,6 +98,10 @@ export class Hypervisor {
   facts(): QemuFacts {
     const { path: file, version } = this.#binary;
     return { path: file, version, ...this.#probe.choice, readsAhead: !ignoreHugePageAdvice() };
+  }
+
+  confinement(): ConfinementFacts {
+    return this.#confinement.facts;
   }
 
   poolStats(): HostStats['pool'] {
@@ -134,7 +148,17 @@ export class Hypervisor {
   ): Promise<QemuProcess> {
     const folder = path.join(this.#options.state.vms, process.folder);
     const shape = this.#shape(snapshot.file.machine, store.diskPath(snapshot));
-    return this.#watched(await QemuProcess.adopt({ ...process, folder, shape }));
+    const qemu = await QemuProcess.adopt({ ...process, folder, shape });
+    this.#used.add(folder);
+    return this.#watched(qemu);
+  }
+
+  /** All are adopted that will be: what is left of the others' QEMUs goes, those were ended. */
+  releaseLeftOver(): void {
+    for (const name of fs.readdirSync(this.#options.state.vms)) {
+      const folder = path.join(this.#options.state.vms, name);
+      if (!this.#used.has(folder)) this.#release(folder);
+    }
   }
 
   /** What this host would run the image on. */
@@ -158,6 +182,12 @@ export class Hypervisor {
     await this.#pool[Symbol.asyncDispose]();
   }
 
+  /** All VMs have ended too: what confined them goes. */
+  async close(): Promise<void> {
+    await Promise.all(this.#releasing);
+    await this.#confinement.stop();
+  }
+
   /** Keeps the pool from starting QEMUs while a fork needs the processors. Returns the end of that. */
   quiet(): () => void {
     this.#pool.pause();
@@ -175,7 +205,11 @@ export class Hypervisor {
       shape,
       folder,
       name,
+      jail: this.#confinement.prepare(folder, shape),
       ...how,
+    }).catch((error: unknown) => {
+      this.#release(folder);
+      throw error;
     });
     this.#options.journal.add(qemu.pid);
     return this.#watched(qemu);
@@ -185,7 +219,7 @@ export class Hypervisor {
   #watched(qemu: QemuProcess): QemuProcess {
     void qemu.exited.then(() => {
       this.#options.journal.remove(qemu.pid);
-      fs.rmSync(qemu.folder, { recursive: true, force: true });
+      this.#release(qemu.folder);
     });
     return qemu;
   }
@@ -196,8 +230,19 @@ export class Hypervisor {
       const folder = path.join(this.#options.state.vms, String(this.#nextFolder++));
       if (fs.existsSync(folder)) continue;
       fs.mkdirSync(folder, { mode: 0o700 });
+      this.#used.add(folder);
       return folder;
     }
+  }
+
+  /** The QEMU of this folder has gone. */
+  #release(folder: string): void {
+    const releasing = this.#confinement.release(folder).catch((error: unknown) => {
+      this.#options.log.warn({ folder, err: error }, 'what confined a QEMU was not removed');
+    });
+    this.#used.delete(folder);
+    this.#releasing.add(releasing);
+    void releasing.then(() => this.#releasing.delete(releasing));
   }
 
   async #attach(qemu: QemuProcess, snapshot: Snapshot, store: SnapshotStore): Promise<void> {

@@ -4,7 +4,6 @@
 
 import fs from 'node:fs';
 import { SnowforkError } from '@snowfork/sdk/api';
-import { restorePriority } from '../system/priority.js';
 import { type MachineShape, shapeKey } from './arguments.js';
 
 /** Shapes that are kept warm at a time; the one wanted longest ago goes. */
@@ -19,6 +18,8 @@ export interface PooledProcess {
   readonly pid: number;
   readonly ended: AbortSignal;
   kill(): Promise<unknown>;
+  /** It was started in the background, and somebody waits for it now. */
+  foreground(): void;
 }
 
 export interface WarmPoolOptions<P extends PooledProcess> {
@@ -85,7 +86,7 @@ export class WarmPool<P extends PooledProcess> implements AsyncDisposable {
     const shelf = this.#shelves.get(shapeKey(shape));
     for (let qemu = shelf?.ready.shift(); qemu !== undefined; qemu = shelf?.ready.shift()) {
       if (qemu.ended.aborted) continue;
-      restorePriority(qemu.pid);
+      qemu.foreground();
       this.#wake();
       return { qemu, warm: true };
     }

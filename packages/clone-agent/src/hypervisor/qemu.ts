@@ -10,10 +10,11 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import fs from 'node:fs';
 import type net from 'node:net';
+import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { AdoptedProcess, processStartTime } from '../store/processes.js';
-import { lowerPriority } from '../system/priority.js';
+import { lowerPriority, restorePriority } from '../system/priority.js';
 import {
   type BootSource,
   type FirmwareSource,
@@ -23,6 +24,7 @@ import {
   qemuArguments,
   qemuFiles,
 } from './arguments.js';
+import { DEVICE_STATE_FILE, type Jail } from './confinement.js';
 import { abortError, type WaitOptions } from './line-client.js';
 import type { QemuBinary } from './locate.js';
 import { connectQmp, type Qmp } from './qmp.js';
@@ -45,6 +47,8 @@ export interface QemuStartOptions {
   /** An existing folder for the sockets; on its file system renames must work (`moveTo`). */
   readonly folder: string;
   readonly name: string;
+  /** Without one QEMU runs as the agent does. */
+  readonly jail?: Jail | undefined;
   readonly boot?: BootSource | FirmwareSource | undefined;
   /** Nobody waits for it: low priority, until `restorePriority`. */
   readonly background?: boolean;
@@ -83,13 +87,15 @@ export class QemuProcess {
   readonly exited: Promise<QemuExit>;
   readonly #process: Supervised;
   readonly #ended = new AbortController();
+  readonly #jail: Jail | undefined;
   #folder: string;
   #exit: QemuExit | undefined;
   #qmp: Qmp | undefined;
 
-  private constructor(shape: MachineShape, folder: string, process: Supervised) {
+  private constructor(shape: MachineShape, folder: string, process: Supervised, jail?: Jail) {
     this.shape = shape;
     this.#folder = folder;
+    this.#jail = jail;
     this.#process = process;
     this.pid = process.pid;
     this.startTime = processStartTime(process.pid) ?? '';
@@ -102,10 +108,14 @@ export class QemuProcess {
    */
   static async start(options: QemuStartOptions): Promise<QemuProcess> {
     if (options.signal?.aborted) throw abortError(options.signal);
-    const qemu = new QemuProcess(options.shape, options.folder, spawnQemu(options));
+    const { shape, folder, jail, background = false } = options;
+    const qemu = new QemuProcess(shape, folder, spawnQemu(options), jail);
     const signals = [qemu.ended, ...(options.signal ? [options.signal] : [])];
     try {
+      const limited = qemu.pid === 0 ? undefined : jail?.enter(qemu.pid, background);
       qemu.#qmp = await connectQmp(qemu.files.qmp, { signal: AbortSignal.any(signals) });
+      await limited;
+      jail?.close();
       return qemu;
     } catch (error) {
       const told = options.signal?.aborted ? error : await qemu.#lastWords(error);
@@ -171,6 +181,12 @@ export class QemuProcess {
     return this.#qmp;
   }
 
+  /** Somebody waits for it now, that was started in the background. */
+  foreground(): void {
+    restorePriority(this.pid);
+    this.#jail?.foreground();
+  }
+
   /** Renames the folder of the sockets; who connects later finds them there. */
   moveTo(folder: string): void {
     fs.renameSync(this.#folder, folder);
@@ -191,7 +207,7 @@ export class QemuProcess {
         {
           'qom-type': 'memory-backend-file',
           id: MEMORY_ID,
-          'mem-path': memory.path,
+          'mem-path': this.#jail?.admit(memory.path) ?? memory.path,
           size: memory.sizeBytes,
           share: false,
           merge: false,
@@ -275,12 +291,15 @@ export class QemuProcess {
   }
 
   /**
-   * Writes the state of all devices, without RAM, to `file`; the VM should be paused. Called right
-   * after `pause`, without awaiting that, it saves a round trip.
+   * The state of all devices, without RAM; the VM should be paused. Called right after `pause`,
+   * without awaiting that, it saves a round trip.
    */
-  async saveDeviceState(file: string, wait?: WaitOptions): Promise<void> {
-    // Not live: the default also gives the disks away, which a VM that goes on still needs.
-    await this.execute('xen-save-devices-state', { filename: file, live: false }, wait);
+  async saveDeviceState(wait?: WaitOptions): Promise<Buffer> {
+    // In its own folder, the only place where it may write. Not live: the default also gives the
+    // disks away, which a VM that goes on still needs.
+    const filename = DEVICE_STATE_FILE;
+    await this.execute('xen-save-devices-state', { filename, live: false }, wait);
+    return fs.readFileSync(path.join(this.#folder, filename));
   }
 
   /** @throws SnowforkError SF_QEMU_FAILED with QEMU's answer, or its last words when it ended */
@@ -365,12 +384,13 @@ interface Supervised {
 }
 
 function spawnQemu(options: QemuStartOptions): Supervised {
-  const { machineProperties } = options.binary;
+  const { folder, jail } = options;
+  const [program, ...parameters] = commandLine(options);
   // A process group of its own: a Ctrl-C meant for the agent must not reach the VMs.
-  const child = spawn(options.binary.path, qemuArguments({ ...options, machineProperties }), {
-    stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
+  const child = spawn(program!, parameters, {
+    stdio: ['ignore', 'pipe', 'pipe', 'pipe', ...(jail ? [jail.mountDescriptor] : [])],
     detached: true,
-    cwd: '/',
+    cwd: folder,
   });
   const pid = child.pid ?? 0;
   if (options.background && pid !== 0) lowerPriority(pid);
@@ -403,6 +423,23 @@ async function untilClosed(child: ChildProcess): Promise<Awaited<Supervised['exi
   } catch (error) {
     return { code: null, signal: null, failure: error as Error };
   }
+}
+
+function commandLine({ binary, jail, ...options }: QemuStartOptions): string[] {
+  const { machineProperties } = binary;
+  const { shape, boot } = options;
+  const disk = shape.diskPath;
+  const parameters = qemuArguments({
+    ...options,
+    machineProperties,
+    shape: { ...shape, diskPath: disk && (jail?.admit(disk) ?? disk) },
+    boot: boot && {
+      ...boot,
+      kernel: jail?.bring(boot.kernel) ?? boot.kernel,
+      initrd: boot.initrd && (jail?.bring(boot.initrd) ?? boot.initrd),
+    },
+  });
+  return jail?.command(binary.path, parameters) ?? [binary.path, ...parameters];
 }
 
 const MIGRATION_EVENTS = { capabilities: [{ capability: 'events', state: true }] };

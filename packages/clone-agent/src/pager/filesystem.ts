@@ -25,10 +25,11 @@ import {
   type RequestHeader,
 } from './fuse-wire.js';
 import type { NodeInfo, Registry } from './objects.js';
+import type { Openers } from './openers.js';
 import { isMemory } from './served-object.js';
 import type { FuseReplies } from './session.js';
 
-const { ENOENT, ENOSYS, EROFS, ESTALE, EPROTO } = os.constants.errno;
+const { EACCES, ENOENT, ENOSYS, EROFS, ESTALE, EPROTO } = os.constants.errno;
 
 const INIT_FLAGS =
   InitFlag.asyncRead |
@@ -46,12 +47,14 @@ const VALID_SECONDS = 10 * 365 * 24 * 3600;
 
 export class Filesystem {
   readonly #registry: Registry;
+  readonly #openers: Openers;
   readonly #replies: FuseReplies;
   readonly #opened: (nodeid: number) => void;
   readonly #forgotten: (nodeid: number) => void;
 
   constructor(of: {
     registry: Registry;
+    openers: Openers;
     replies: FuseReplies;
     /** An object will be read soon. */
     opened: (nodeid: number) => void;
@@ -59,6 +62,7 @@ export class Filesystem {
     forgotten: (nodeid: number) => void;
   }) {
     this.#registry = of.registry;
+    this.#openers = of.openers;
     this.#replies = of.replies;
     this.#opened = of.opened;
     this.#forgotten = of.forgotten;
@@ -138,6 +142,10 @@ export class Filesystem {
     const node = this.#registry.node(header.nodeid);
     if (node?.kind !== 'object') {
       this.#replies.error(header, ESTALE);
+      return;
+    }
+    if (!this.#openers.mayOpen(header.uid, `${node.snapshot}/${node.name}`)) {
+      this.#replies.error(header, EACCES);
       return;
     }
     const flags = isMemory(node.name) ? OpenFlag.keepCache : OpenFlag.directIo;

@@ -74,6 +74,7 @@ const HEADER = {
   uniqueLow: 8,
   uniqueHigh: 12,
   nodeid: 16,
+  uid: 24,
   extLength: 36,
 } as const;
 const REPLY = { length: 0, error: 4, uniqueLow: 8, uniqueHigh: 12 } as const;
@@ -133,10 +134,12 @@ export interface RequestHeader {
   uniqueLow: number;
   uniqueHigh: number;
   nodeid: number;
+  /** Whose process asks, in the user namespace of the mount. */
+  uid: number;
 }
 
 export function newRequestHeader(): RequestHeader {
-  return { opcode: 0, uniqueLow: 0, uniqueHigh: 0, nodeid: 0 };
+  return { opcode: 0, uniqueLow: 0, uniqueHigh: 0, nodeid: 0, uid: 0 };
 }
 
 /** @throws FuseWireError when the first `lengthBytes` of `request` are not exactly one request. */
@@ -148,6 +151,7 @@ export function decodeHeader(request: Buffer, lengthBytes: number, into: Request
   into.uniqueLow = request.readUInt32LE(HEADER.uniqueLow);
   into.uniqueHigh = request.readUInt32LE(HEADER.uniqueHigh);
   into.nodeid = readU64(request, HEADER.nodeid);
+  into.uid = request.readUInt32LE(HEADER.uid);
 }
 
 /** Filled by `decodeRead`. */

@@ -22,6 +22,7 @@ export type NodeInfo =
   | {
       readonly kind: 'object';
       readonly nodeid: number;
+      readonly snapshot: string;
       readonly name: string;
       readonly sizeBytes: number;
     };
@@ -216,5 +217,6 @@ function objectInfo(file: SnapshotFile, index: number): NodeInfo | undefined {
   const object = file.objects[index];
   if (object === undefined || 'from' in object) return undefined;
   const { name, sizeBytes } = object;
-  return { kind: 'object', nodeid: objectNode(file.number, index), name, sizeBytes };
+  const nodeid = objectNode(file.number, index);
+  return { kind: 'object', nodeid, snapshot: file.id, name, sizeBytes };
 }

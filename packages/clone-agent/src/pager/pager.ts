@@ -17,6 +17,7 @@ import {
 import { LatencyHistogram } from './histogram.js';
 import { ROOT_NODE } from './nodes.js';
 import { Registry } from './objects.js';
+import { Openers } from './openers.js';
 import { PageServer } from './page-server.js';
 import { Counter, ServedObject } from './served-object.js';
 import { FuseReplies } from './session.js';
@@ -81,6 +82,7 @@ export class Pager {
     this.#deferred = new DeferredReads({ server, registry, replies, answered, complain });
     this.#filesystem = new Filesystem({
       registry,
+      openers: new Openers(of.runFolder, process.getuid!()),
       replies,
       opened: (nodeid) => setImmediate(() => this.#loadEarly(nodeid)),
       forgotten: (nodeid) => server.objects.get(nodeid)?.windows.forget(),

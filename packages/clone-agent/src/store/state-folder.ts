@@ -23,6 +23,8 @@ export interface StateFolder {
   readonly run: string;
   readonly runSnapshots: string;
   readonly runLayers: string;
+  /** Which user may open which objects of the mount. */
+  readonly runOpeners: string;
   readonly vms: string;
   readonly journal: string;
   readonly processes: string;
@@ -44,6 +46,7 @@ export function stateFolder(root: string): StateFolder {
     run: at('run'),
     runSnapshots: at('run', 'snapshots'),
     runLayers: at('run', 'layers'),
+    runOpeners: at('run', 'openers'),
     vms: at('run', 'vms'),
     journal: at('journal'),
     processes: at('processes'),
@@ -87,7 +90,9 @@ export async function prepareStateFolder(
   }
   const options = `size=${layersBytesMax},mode=0700,nosuid,nodev,noexec`;
   await runMount(['-t', 'tmpfs', '-o', options, 'snowfork', state.run], state.run);
-  for (const folder of [state.runSnapshots, state.runLayers, state.vms]) fs.mkdirSync(folder);
+  for (const folder of [state.runSnapshots, state.runLayers, state.runOpeners, state.vms]) {
+    fs.mkdirSync(folder);
+  }
 }
 
 async function runMount(args: string[], target: string): Promise<void> {

@@ -72,12 +72,10 @@ export async function freezeVm(
     const requests = guestState(channel.pendingRequests(), options.caller);
     let clockOriginMs: number | undefined;
     try {
-      const { stoppedAt, continuedAt, pauseMs, parts } = await pauseAndCopy(
-        vm,
-        snapshot,
-        store,
-        memory,
-      );
+      const pause = await pauseAndCopy(vm, memory);
+      const { deviceState, stoppedAt, continuedAt, pauseMs, parts } = pause;
+      // A file of the agent's own: QEMU could change the one that it wrote.
+      fs.writeFileSync(store.deviceState(snapshot), deviceState, { mode: 0o600 });
       const clock = channel.clock.at(stoppedAt);
       if (clock !== undefined) {
         channel.clock.start(clock, continuedAt);
@@ -162,24 +160,19 @@ function noteOf(newest: Snapshot, store: SnapshotStore): NoteLocation | undefine
 }
 
 /** The pause. The guest is quiet already; the VM runs again when this returns or throws. */
-async function pauseAndCopy(
-  vm: Vm,
-  snapshot: Snapshot,
-  store: SnapshotStore,
-  memory: MemoryFreeze,
-): Promise<Pause> {
+async function pauseAndCopy(vm: Vm, memory: MemoryFreeze): Promise<Pause> {
   const since = stopwatch();
   const parts: Record<string, number> = {};
   let stoppedAt = 0;
   let continuedAt = 0;
+  let deviceState: Buffer;
   vm.state = 'frozen';
   try {
-    const deviceState = store.deviceState(snapshot);
     // One round trip: QEMU reads its commands in order.
-    const commands = [vm.qemu.pause(), vm.qemu.saveDeviceState(deviceState)] as const;
-    [stoppedAt] = await Promise.all(commands);
+    const commands = [vm.qemu.pause(), vm.qemu.saveDeviceState()] as const;
+    [stoppedAt, deviceState] = await Promise.all(commands);
     parts.deviceState = since();
-    memory.run(findNoteLocation(fs.readFileSync(deviceState)));
+    memory.run(findNoteLocation(deviceState));
     parts.memory = since() - parts.deviceState;
   } finally {
     // Also after a failure: the parent must not be harmed by a fork that did not come off.
@@ -187,10 +180,11 @@ async function pauseAndCopy(
   }
   const pauseMs = since();
   parts.cont = pauseMs - parts.deviceState! - parts.memory!;
-  return { stoppedAt, continuedAt, pauseMs, parts };
+  return { deviceState, stoppedAt, continuedAt, pauseMs, parts };
 }
 
 interface Pause {
+  readonly deviceState: Buffer;
   /** By `performance.now()`, as QEMU says. */
   readonly stoppedAt: number;
   readonly continuedAt: number;

@@ -28,13 +28,15 @@ export interface Reservation {
   release(slots: number): void;
 }
 
+type RoomSettings = Pick<Settings, 'reservedBytes' | 'vmsMax'>;
+
 export class Room {
-  readonly #settings: Settings;
+  readonly #settings: RoomSettings;
   readonly #occupants: () => Iterable<Occupant>;
   #reservedSlots = 0;
   #reservedBytes = 0;
 
-  constructor(settings: Settings, occupants: () => Iterable<Occupant>) {
+  constructor(settings: RoomSettings, occupants: () => Iterable<Occupant>) {
     this.#settings = settings;
     this.#occupants = occupants;
   }
