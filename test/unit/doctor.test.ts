@@ -7,7 +7,9 @@ import {
   checkAccelerator,
   checkImages,
   checkLayers,
+  checkLimits,
   checkRoom,
+  checkSandbox,
 } from '../../packages/clone-agent/src/doctor.js';
 import { type HostFacts, readCgroups, readFacts } from '../../packages/sdk/src/cli/doctor/facts.js';
 import { judgeHost } from '../../packages/sdk/src/cli/doctor/judge.js';
@@ -206,6 +208,37 @@ describe('the agent', () => {
     const denied = 'KVM runs no boot sector: /dev/kvm: EACCES';
     const { mend } = checkAccelerator({ ...qemu, accelerator: 'tcg', reason: denied });
     expect(mend).toContain('usermod -aG kvm');
+  });
+
+  test('says what keeps QEMUs apart, and what is missing', () => {
+    const cgroups = { version: 2, limited: ['memory', 'cpu', 'pids'], missing: '' } as const;
+    const users = { first: 1000, count: 10 };
+    const whole = { users, sharesNetwork: undefined, keepsCapabilities: undefined, cgroups };
+    expect(checkSandbox(whole)).toMatchObject({
+      status: 'ok',
+      message: expect.stringContaining('1000 to 1009'),
+    });
+    for (const poor of [
+      { ...whole, users: 'why not' },
+      { ...whole, sharesNetwork: 'why not' },
+      { ...whole, keepsCapabilities: 'why not' },
+    ]) {
+      const check = checkSandbox(poor);
+      expect(check).toMatchObject({
+        status: 'warn',
+        message: expect.stringContaining('why not'),
+        mend: expect.stringContaining('root'),
+      });
+    }
+    expect(checkLimits(whole)).toMatchObject({
+      status: 'ok',
+      message: 'cgroups v2 limit memory, cpu, pids of each VM',
+    });
+    const missing = 'no limit of pids: EACCES';
+    for (const limited of [['memory', 'cpu'], []] as const) {
+      const check = checkLimits({ ...whole, cgroups: { version: 1, limited, missing } });
+      expect(check).toMatchObject({ status: 'warn', message: expect.stringContaining(missing) });
+    }
   });
 
   test.each([

@@ -134,14 +134,14 @@ describeVms('a tiny guest', () => {
       ...{ pid: qemu.pid, ramPath: store.ramPath(base), base: layers, last: layers },
       newLayer: store.newLayer(false),
     });
-    const deviceState = store.deviceState(snapshot);
-    await Promise.all([qemu.pause(), qemu.saveDeviceState(deviceState)]);
-    memory.run(findNoteLocation(fs.readFileSync(deviceState)));
+    const [, deviceState] = await Promise.all([qemu.pause(), qemu.saveDeviceState()]);
+    fs.writeFileSync(store.deviceState(snapshot), deviceState);
+    memory.run(findNoteLocation(deviceState));
     await qemu.resume();
     const frozen = await memory.finish();
     await store.complete(snapshot, {
       ...{ map: frozen.map, layers: frozen.layers.map(({ id }) => id), pages: frozen.counts },
-      ...{ layerBytes: frozen.storedBytes, deviceStateBytes: fs.statSync(deviceState).size },
+      ...{ layerBytes: frozen.storedBytes, deviceStateBytes: deviceState.length },
       ...{ guest: { pending: [] }, like: [base.file.id] },
     });
     return snapshot;

@@ -200,6 +200,8 @@ export class Hypervisor {
   ): Promise<QemuProcess> {
     const folder = this.#newFolder();
     const name = `snowfork-${path.basename(folder)}`;
+    const { journal } = this.#options;
+    let pid: number | undefined;
     const qemu = await QemuProcess.start({
       binary: this.#binary,
       shape,
@@ -207,11 +209,15 @@ export class Hypervisor {
       name,
       jail: this.#confinement.prepare(folder, shape),
       ...how,
+      spawned: (process) => {
+        pid = process;
+        journal.add(process);
+      },
     }).catch((error: unknown) => {
+      if (pid !== undefined) journal.remove(pid);
       this.#release(folder);
       throw error;
     });
-    this.#options.journal.add(qemu.pid);
     return this.#watched(qemu);
   }
 

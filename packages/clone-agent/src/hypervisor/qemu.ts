@@ -50,6 +50,8 @@ export interface QemuStartOptions {
   /** Without one QEMU runs as the agent does. */
   readonly jail?: Jail | undefined;
   readonly boot?: BootSource | FirmwareSource | undefined;
+  /** Called as soon as there is a process: it may outlive an agent that dies while it starts. */
+  readonly spawned?: (pid: number) => void;
   /** Nobody waits for it: low priority, until `restorePriority`. */
   readonly background?: boolean;
   readonly signal?: AbortSignal | undefined;
@@ -110,6 +112,7 @@ export class QemuProcess {
     if (options.signal?.aborted) throw abortError(options.signal);
     const { shape, folder, jail, background = false } = options;
     const qemu = new QemuProcess(shape, folder, spawnQemu(options), jail);
+    if (qemu.pid !== 0) options.spawned?.(qemu.pid);
     const signals = [qemu.ended, ...(options.signal ? [options.signal] : [])];
     try {
       const limited = qemu.pid === 0 ? undefined : jail?.enter(qemu.pid, background);
@@ -433,13 +436,19 @@ function commandLine({ binary, jail, ...options }: QemuStartOptions): string[] {
     ...options,
     machineProperties,
     shape: { ...shape, diskPath: disk && (jail?.admit(disk) ?? disk) },
-    boot: boot && {
-      ...boot,
-      kernel: jail?.bring(boot.kernel) ?? boot.kernel,
-      initrd: boot.initrd && (jail?.bring(boot.initrd) ?? boot.initrd),
-    },
+    boot: boot && brought(boot, (file) => jail?.bring(file) ?? file),
   });
   return jail?.command(binary.path, parameters) ?? [binary.path, ...parameters];
+}
+
+/** The same, from files that QEMU may read. */
+function brought(
+  boot: BootSource | FirmwareSource,
+  bring: (file: string) => string,
+): BootSource | FirmwareSource {
+  if ('firmware' in boot) return { firmware: bring(boot.firmware) };
+  const { kernel, initrd, commandLine } = boot;
+  return { kernel: bring(kernel), initrd: initrd && bring(initrd), commandLine };
 }
 
 const MIGRATION_EVENTS = { capabilities: [{ capability: 'events', state: true }] };
