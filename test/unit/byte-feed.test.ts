@@ -30,6 +30,16 @@ describe('a feed', () => {
     expect([...feed.history]).toEqual(expected);
   });
 
+  it('keeps less when it is told to, of what was and of what comes', () => {
+    const feed = new RingFeed(1000);
+    feed.push(Buffer.from('first words, '));
+    feed.shrink(10);
+    expect(feed.history.toString()).toBe('st words, ');
+    feed.shrink(100);
+    feed.push(Buffer.from('last words'));
+    expect(feed.history.toString()).toBe('last words');
+  });
+
   it('keeps none of the memory that bytes were read with', () => {
     const read = Buffer.alloc(65_536, 7);
     expect(ownBytes(read)).toBe(read);

@@ -25,7 +25,8 @@ afterEach(() => rmSync(folder, { recursive: true }));
 
 describe('a ticket', () => {
   const release = vi.fn();
-  const create = (granted: number) => new Tickets(journal).create('vm1', 8, { granted, release });
+  const create = (granted: number) =>
+    new Tickets(journal).create({ vm: 'vm1' }, 8, { granted, release });
 
   beforeEach(() => {
     vi.useFakeTimers();
@@ -98,7 +99,7 @@ describe('a ticket', () => {
 
   it('is found by its owner and by nobody else', () => {
     const tickets = new Tickets(journal);
-    const { id } = tickets.create('vm1', 1, { granted: 1, release });
+    const { id } = tickets.create({ vm: 'vm1' }, 1, { granted: 1, release });
     expect(tickets.get(id, 'vm1').id).toBe(id);
     expect(() => tickets.get(id, 'vm2')).toThrow(
       expect.objectContaining({ code: 'SF_TICKET_NOT_FOUND' }),

@@ -9,7 +9,33 @@ import { kernelSchema } from './image/index.js';
 
 const MiB = 1024 * 1024;
 
-const settingsSchema = z.strictObject({
+const atLeastOne = z.number().int().min(1);
+
+/** For what guests ask for, by family: a VM that was launched, and all that came of it. */
+const limitsSchema = z.strictObject({
+  /** VMs of a family running at a time. */
+  familyVmsMax: atLeastOne.default(512),
+  /** Clones that a family makes, ever. */
+  familyClonesMax: atLeastOne.default(1_000_000),
+  /** Forks between the VM that was launched and the last of its descendants. */
+  familyGenerationsMax: atLeastOne.default(64),
+  /** Forks, checkpoints and tickets asked for, in the long run. */
+  familyForksPerSecond: z.number().positive().default(10),
+  /** So many of them at once. */
+  familyForksBurst: atLeastOne.default(300),
+  /** Values that clones have handed over and nobody has joined yet. */
+  familyResultsBytesMax: atLeastOne.default(256 * MiB),
+  /** Checkpoints that are kept. */
+  familyCheckpointsMax: atLeastOne.default(256),
+  /** Layers of all snapshots of a family; half of `layersBytesMax` by default. */
+  familyLayersBytesMax: atLeastOne.optional(),
+  /** After which all VMs of a family are ended; 0: never. */
+  familyLifetimeMs: z.number().int().nonnegative().default(0),
+  /** After which a VM is ended; 0: never. */
+  vmLifetimeMs: z.number().int().nonnegative().default(0),
+});
+
+const settingsSchema = limitsSchema.extend({
   /** QEMUs kept started for the next fork; each costs about 20 MiB. */
   warmPoolSize: z.number().int().min(0).max(256).default(8),
   /** Size of the tmpfs that holds layers; half of RAM by default. */
@@ -42,7 +68,8 @@ const settingsSchema = z.strictObject({
   vmsMax: z.number().int().min(1).max(4096).default(1024),
 });
 
-export type Settings = z.infer<typeof settingsSchema>;
+type Stored = z.infer<typeof settingsSchema>;
+export type Settings = Stored & { readonly familyLayersBytesMax: number };
 
 /** @throws SnowforkError SF_BAD_REQUEST that names the file and the key. */
 export function readSettings(file: string, environment: NodeJS.ProcessEnv): Settings {
@@ -62,10 +89,15 @@ export function readSettings(file: string, environment: NodeJS.ProcessEnv): Sett
   // What is no object is left for the schema to refuse.
   const merged = isObject(stored) ? { ...stored, ...forced } : stored;
   const parsed = settingsSchema.safeParse(merged);
-  if (parsed.success) return parsed.data;
+  if (parsed.success) return withDerived(parsed.data);
   throw new SnowforkError('SF_BAD_REQUEST', `${file}: ${z.prettifyError(parsed.error)}`);
 }
 
 function isObject(value: unknown): value is object {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function withDerived(stored: Stored): Settings {
+  const half = Math.floor(stored.layersBytesMax / 2);
+  return { ...stored, familyLayersBytesMax: stored.familyLayersBytesMax ?? half };
 }

@@ -7,7 +7,7 @@ import type { ByteFeed } from '../api/service.js';
 type Listener = (chunk: Buffer | undefined) => void;
 
 export class RingFeed implements ByteFeed {
-  readonly #bytesMax: number;
+  #bytesMax: number;
   readonly #listeners = new Set<Listener>();
   #chunks: Buffer[] = [];
   #bytes = 0;
@@ -39,6 +39,14 @@ export class RingFeed implements ByteFeed {
       this.#bytes = this.#chunks[0]!.length;
     }
     for (const listener of this.#listeners) listener(chunk);
+  }
+
+  /** Keeps no more than that from now on. */
+  shrink(bytesMax: number): void {
+    if (bytesMax >= this.#bytesMax) return;
+    this.#bytesMax = bytesMax;
+    this.#chunks = [Buffer.from(new Uint8Array(this.history).buffer)];
+    this.#bytes = this.#chunks[0]!.length;
   }
 
   end(): void {

@@ -26,6 +26,17 @@ const frozenSchema = z.object({
 /** A freeze that is under way, from before PREPARE until the guest has come back. */
 export type FreezeRecord = z.infer<typeof frozenSchema>;
 
+export const standingSchema = z.object({
+  /** Forks between it and the VM that was launched. */
+  generation: z.int(),
+  /** How many clones its family had made when it was made, with it. */
+  ordinal: z.int(),
+  /** When its family began, in milliseconds since the epoch. */
+  since: z.number(),
+});
+/** What the limits of a family need to know of a VM, whatever becomes of the others. */
+export type Standing = z.infer<typeof standingSchema>;
+
 const vmRecordSchema = z.object({
   id: z.string(),
   descent: z.object({
@@ -35,6 +46,7 @@ const vmRecordSchema = z.object({
     cloneId: z.number().int().exactOptional(),
     ticket: z.string().exactOptional(),
     launched: z.boolean().exactOptional(),
+    standing: standingSchema.exactOptional(),
   }),
   base: z.string(),
   newest: z.string(),
@@ -60,6 +72,7 @@ export type VmRecord = z.infer<typeof vmRecordSchema>;
 const ticketRecordSchema = z.object({
   id: z.string(),
   vm: z.string().exactOptional(),
+  family: z.string().exactOptional(),
   asked: z.number().int(),
   createdAt: z.number(),
   reason: z.string().exactOptional(),

@@ -17,6 +17,7 @@ import {
   SnowforkError,
 } from '@snowfork/sdk/api';
 import { z } from 'zod';
+import { standingSchema } from './journal.js';
 import type { StateFolder } from './state-folder.js';
 
 const ownObjectSchema = z.object({
@@ -45,6 +46,10 @@ const snapshotFileSchema = z.object({
   id: z.string(),
   image: z.string().optional(),
   vm: z.string().optional(),
+  /** Of the VM that was frozen, which may be forgotten sooner than this. */
+  family: z
+    .object({ id: z.string(), image: z.string(), standing: standingSchema.optional() })
+    .optional(),
   parent: z.string().optional(),
   createdAt: z.number(),
   kept: z.boolean(),
@@ -192,6 +197,7 @@ export class SnapshotStore {
     machine: Machine;
     image?: string | undefined;
     vm?: string | undefined;
+    family?: SnapshotFile['family'];
     parent?: string | undefined;
     kept: boolean;
     persistent: boolean;
@@ -207,6 +213,7 @@ export class SnapshotStore {
       id,
       ...(of.image === undefined ? {} : { image: of.image }),
       ...(of.vm === undefined ? {} : { vm: of.vm }),
+      ...(of.family === undefined ? {} : { family: of.family }),
       ...(of.parent === undefined ? {} : { parent: of.parent }),
       createdAt: Date.now(),
       kept: of.kept,
@@ -291,6 +298,10 @@ export class SnapshotStore {
       'SF_SNAPSHOT_NOT_FOUND',
       `there is no snapshot ${id}: \`sf snapshot ls\` lists those that are kept`,
     );
+  }
+
+  all(): Iterable<Snapshot> {
+    return this.#snapshots.values();
   }
 
   list(): SnapshotInfo[] {

@@ -19,10 +19,11 @@ import { z } from 'zod';
 import { type ChannelHandlers, encodeResponse, type PendingRequest } from '../guest/channel.js';
 import type { QemuProcess } from '../hypervisor/qemu.js';
 import type { Settings } from '../settings.js';
-import type { Journal, TicketRecord, VmRecord } from '../store/journal.js';
+import type { Journal, Standing, TicketRecord, VmRecord } from '../store/journal.js';
 import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
 import { type AdoptionContext, adoptVm } from './adopt-vms.js';
 import { type Freezing, freezeVm, frozenObjects } from './freeze-vm.js';
+import { inExcess, Limits } from './limits.js';
 import { Room } from './room.js';
 import { connectClone, runClone } from './start-clone.js';
 import { type Ticket, Tickets } from './tickets.js';
@@ -31,7 +32,10 @@ import { readVmStats } from './vm-stats.js';
 
 /** VMs that ended and are still listed. */
 const ENDED_REMEMBERED_MAX = 1000;
+/** Of these the newest have all their console and log, the others what was last in them. */
+const ENDED_WITH_OUTPUT_MAX = 64;
 const REFUSAL_LENGTH_MAX = 1000;
+const FIRST: Standing = { generation: 0, ordinal: 0, since: 0 };
 const KILLED_BY_TICKET = { how: 'killed', reason: 'killed by its ticket' } as const;
 
 export interface FamiliesContext {
@@ -63,6 +67,7 @@ interface Caller {
 export class Families {
   readonly tickets: Tickets;
   readonly room: Room;
+  readonly limits: Limits;
   readonly #context: FamiliesContext;
   readonly #vms = new Map<string, Vm>();
 
@@ -70,6 +75,17 @@ export class Families {
     this.#context = context;
     this.tickets = new Tickets(context.journal);
     this.room = new Room(context.settings, () => this.running());
+    const { settings, store } = context;
+    this.limits = new Limits({
+      settings,
+      vms: () => this.#vms.values(),
+      tickets: () => this.tickets.all(),
+      forgetTicket: (ticket) => this.tickets.forget(ticket),
+      snapshots: () => store.all(),
+      layerPath: (layer) => store.layerPath(layer),
+      now: Date.now,
+    });
+    this.limits.watch();
   }
 
   *running(): Iterable<Vm> {
@@ -127,7 +143,7 @@ export class Families {
 
   /** One VM of an image. @throws SnowforkError SF_NO_ROOM, SF_CLONE_FAILED, SF_QEMU_FAILED. */
   async launch(image: string, snapshot: Snapshot, signal: AbortSignal): Promise<VmInfo> {
-    const ticket = this.#ticket(undefined, 1, snapshot.file.machine, 0);
+    const ticket = this.#ticket({}, 1, snapshot.file.machine, 0);
     const calledAt = performance.now();
     const descent = { image, launched: true };
     const [clone] = await this.#startClones(snapshot, ticket, descent, calledAt, signal);
@@ -142,7 +158,7 @@ export class Families {
     signal: AbortSignal,
     caller: Caller | undefined = undefined,
   ): Promise<ForkResult> {
-    const ticket = this.requestTicket(vm, clones);
+    const ticket = this.requestTicket(vm, clones, caller !== undefined);
     try {
       return await this.#forkByTicket(vm, ticket, caller, signal);
     } catch (error) {
@@ -168,24 +184,34 @@ export class Families {
 
   /** Clones of a stored snapshot, asked for from the host. */
   async createClones(snapshot: Snapshot, clones: number, signal: AbortSignal): Promise<ForkResult> {
-    const ticket = this.#ticket(undefined, clones, snapshot.file.machine, 0);
     const descent = this.#descentFrom(snapshot, undefined);
+    const { family } = descent;
+    const whose = family === undefined ? {} : { family };
+    const ticket = this.#ticket(whose, clones, snapshot.file.machine, 0);
     const settled = await this.#startClones(snapshot, ticket, descent, performance.now(), signal);
     const info = this.#context.store.info(snapshot);
     return { ticket: ticket.info(), snapshot: info, clones: settled };
   }
 
-  /** Room for clones of `vm`. @throws SnowforkError SF_NO_ROOM when there is none at all. */
-  requestTicket(vm: Vm, clones: number): Ticket {
+  /**
+   * Room for clones of `vm`; what its guest asks for is limited.
+   * @throws SnowforkError SF_NO_ROOM when there is none at all, SF_LIMIT.
+   */
+  requestTicket(vm: Vm, clones: number, byGuest: boolean): Ticket {
     vm.guest();
+    const granted = byGuest ? this.limits.grant(vm, clones) : { clones };
+    const { id, family, machine } = vm;
     // The freeze may store as much as the VM has of its own.
-    return this.#ticket(vm.id, clones, vm.machine, vm.machine.memoryBytes);
+    const ticket = this.#ticket({ vm: id, family }, clones, machine, machine.memoryBytes, granted);
+    this.limits.forgetTickets(family);
+    return ticket;
   }
 
   async join(ticket: Ticket, timeoutMs: number | undefined, signal: AbortSignal): Promise<Slot[]> {
     await ticket.settled(timeoutMs, signal);
-    return ticket.slots.map(({ cloneId, vm, status, value, reason }) => {
+    return ticket.slots.map(({ cloneId, vm, status, reason }) => {
       const slot = { cloneId, ...(vm === undefined ? {} : { vm }) };
+      const value = ticket.read(cloneId);
       if (status === 'exited') return { ...slot, status, value: decodeOrBytes(value!) };
       if (status === 'lost') return { ...slot, status, reason: reason! };
       return { ...slot, status };
@@ -221,18 +247,20 @@ export class Families {
   }
 
   #ticket(
-    vm: string | undefined,
+    whose: { vm?: string; family?: string },
     clones: number,
     machine: Snapshot['file']['machine'],
     extraBytes: number,
+    allowed: { clones: number; reason?: string } = { clones },
   ): Ticket {
-    const reservation = this.room.reserve(clones, machine, extraBytes);
+    const room = this.room.reserve(allowed.clones, machine, extraBytes);
+    const reservation = { ...allowed, ...room };
     if (reservation.granted === 0) {
       throw new SnowforkError('SF_NO_ROOM', reservation.reason ?? 'no room', {
         details: { clones },
       });
     }
-    return this.tickets.create(vm, clones, reservation);
+    return this.tickets.create(whose, clones, reservation);
   }
 
   async #forkByTicket(
@@ -276,6 +304,7 @@ export class Families {
     return this.#context.store.begin({
       machine: vm.machine,
       vm: vm.id,
+      family: { id: vm.family, image: vm.descent.image, standing: vm.descent.standing },
       parent: vm.base.file.id,
       image: undefined,
       kept,
@@ -308,10 +337,12 @@ export class Families {
   }
 
   #descentFrom(snapshot: Snapshot, parent: Vm | undefined): Descent {
-    const origin =
-      parent ?? (snapshot.file.vm === undefined ? undefined : this.#vms.get(snapshot.file.vm));
-    if (origin === undefined) return { image: snapshot.file.image ?? 'unknown' };
-    return { image: origin.descent.image, parent: origin.id, family: origin.family };
+    const { vm, image = 'unknown', family } = snapshot.file;
+    if (vm === undefined || family === undefined) return { image };
+    // What the owner makes of a checkpoint begins to live when he makes it.
+    const since = parent === undefined ? Date.now() : undefined;
+    const standing = { ...FIRST, ...family.standing, ...(since === undefined ? {} : { since }) };
+    return { image: family.image, parent: vm, family: family.id, standing };
   }
 
   /**
@@ -334,9 +365,10 @@ export class Families {
       () => true,
       () => false,
     );
+    const standings = this.limits.standings(descent.standing, ticket);
     const endQuiet = this.#context.quiet();
     const clones = ticket.slots.map(async ({ cloneId }): Promise<ForkResult['clones'][number]> => {
-      const slot = { ...descent, cloneId, ticket: ticket.id };
+      const slot = { ...descent, cloneId, ticket: ticket.id, standing: standings(cloneId) };
       try {
         const vm = await this.#startOne(snapshot, ticket, slot, calledAt, signal, frozen);
         return { status: 'fulfilled', cloneId, vm: vm.info() };
@@ -412,11 +444,14 @@ export class Families {
     const { store, log, changed } = this.#context;
     const { ticket, cloneId } = vm.descent;
     log.info({ vm: vm.id, end: describeEnd(vm.end!) }, 'VM ended');
-    if (ticket !== undefined && cloneId !== undefined && this.#vms.has(vm.id)) {
+    const joined = this.tickets.find(ticket ?? '');
+    if (joined !== undefined && cloneId !== undefined && this.#vms.has(vm.id)) {
       const how =
-        vm.end!.how === 'exited' ? { value: vm.end!.value } : { reason: describeEnd(vm.end!) };
-      this.tickets.find(ticket)?.settle(cloneId, how);
-      changed('ticket', ticket);
+        vm.end!.how === 'exited'
+          ? this.limits.result(vm, joined, vm.end!.value)
+          : { reason: describeEnd(vm.end!) };
+      joined.settle(cloneId, how);
+      changed('ticket', joined.id);
     }
     if (this.#vms.has(vm.id)) this.#save(vm);
     this.tickets.abandonUnusedOf(vm.id);
@@ -429,10 +464,11 @@ export class Families {
 
   #forgetOldest(): void {
     const ended = this.all().filter((vm) => vm.end !== undefined);
-    for (const vm of ended.slice(0, Math.max(0, ended.length - ENDED_REMEMBERED_MAX))) {
+    for (const vm of inExcess(ended, ENDED_REMEMBERED_MAX)) {
       this.#vms.delete(vm.id);
       this.#context.journal.forgetVm(vm.id);
     }
+    for (const vm of ended.slice(0, -ENDED_WITH_OUTPUT_MAX)) vm.keepLastWords();
   }
 
   /** The program that a clone belongs to is gone; if it said goodbye, the VM has ended already. */
@@ -456,9 +492,10 @@ export class Families {
   async #answerGuest(vm: Vm, request: PendingRequest, params: unknown): Promise<void> {
     const answer = (result: unknown) => vm.channel?.respond(request, { result });
     const signal = new AbortController().signal;
+    this.limits.admit(vm, request.method);
     switch (request.method) {
       case 'requestTicket':
-        return answer(this.requestTicket(vm, parse('requestTicket', params).clones).info());
+        return answer(this.requestTicket(vm, parse('requestTicket', params).clones, true).info());
       case 'fork': {
         const { clones, detached = false } = parse('fork', params);
         await this.fork(vm, clones, signal, { request, detached });
@@ -488,8 +525,8 @@ export class Families {
         return answer(await this.#joinFor(vm, parse('join', params), signal));
       case 'result': {
         const { ticket, cloneId } = parse('result', params);
-        const slot = this.tickets.get(ticket, vm.id).slots[cloneId - 1];
-        if (slot?.value !== undefined) return answer(slot.value);
+        const value = this.tickets.get(ticket, vm.id).read(cloneId);
+        if (value !== undefined) return answer(value);
         throw new SnowforkError(
           'SF_BAD_REQUEST',
           `clone ${cloneId} of ${ticket} handed over no value`,
@@ -499,6 +536,7 @@ export class Families {
         this.killTicket(this.tickets.get(parse('kill', params).ticket, vm.id));
         return answer(null);
       case 'info': {
+        parse('info', params);
         const { id, cloneId, family } = vm;
         const { parent } = vm.descent;
         return answer({ vm: id, id: cloneId, family, ...(parent === undefined ? {} : { parent }) });
@@ -516,16 +554,19 @@ export class Families {
 
   #createClonesFor(vm: Vm, params: GuestParams<'createClones'>, signal: AbortSignal): unknown {
     const snapshot = this.#context.store.get(params.checkpoint);
-    const origin = snapshot.file.vm === undefined ? undefined : this.#vms.get(snapshot.file.vm);
-    if (!snapshot.file.kept || origin?.family !== vm.family) {
+    if (!snapshot.file.kept || snapshot.file.family?.id !== vm.family) {
       throw new SnowforkError(
         'SF_SNAPSHOT_NOT_FOUND',
         `${params.checkpoint} is no checkpoint of the family of ${vm.id}`,
       );
     }
+    const { standing = FIRST } = snapshot.file.family;
+    this.limits.assertDepth(standing);
     const ticket = this.tickets.get(params.ticket, vm.id);
     ticket.use();
-    const descent = { image: vm.descent.image, parent: vm.id, family: vm.family };
+    const { image, standing: own = FIRST } = vm.descent;
+    const origin = { ...standing, since: own.since };
+    const descent = { image, parent: vm.id, family: vm.family, standing: origin };
     void this.#startClones(snapshot, ticket, descent, performance.now(), signal);
     return ticket.info();
   }

@@ -31,6 +31,8 @@ export class Ticket {
   readonly id: string;
   /** The VM that asked; undefined for clones of a stored snapshot made from the host. */
   readonly vm: string | undefined;
+  /** Whose clones it has room for; undefined for a launched VM's. */
+  readonly family: string | undefined;
   readonly asked: number;
   readonly reservation: Reservation;
   readonly slots: SlotState[];
@@ -41,16 +43,18 @@ export class Ticket {
   readonly #journal: Journal;
   readonly #createdAt: number;
   #valueBytes = 0;
+  readonly #read = new Set<number>();
   #expiry: NodeJS.Timeout;
 
   constructor(
     journal: Journal,
-    of: Pick<TicketRecord, 'id' | 'vm' | 'asked' | 'createdAt'>,
+    of: Pick<TicketRecord, 'id' | 'vm' | 'family' | 'asked' | 'createdAt'>,
     reservation: Reservation,
   ) {
     this.#journal = journal;
     this.id = of.id;
     this.vm = of.vm;
+    this.family = of.family;
     this.asked = of.asked;
     this.#createdAt = of.createdAt;
     this.reservation = reservation;
@@ -107,11 +111,12 @@ export class Ticket {
 
   /** So that the next agent knows of it. */
   save(): void {
-    const { id, vm, asked, used, killed } = this;
+    const { id, vm, family, asked, used, killed } = this;
     const { reason } = this.reservation;
     this.#journal.putTicket({
       id,
       ...(vm === undefined ? {} : { vm }),
+      ...(family === undefined ? {} : { family }),
       asked,
       createdAt: this.#createdAt,
       ...(reason === undefined ? {} : { reason }),
@@ -123,6 +128,28 @@ export class Ticket {
 
   get done(): boolean {
     return this.slots.every((slot) => slot.status !== 'running');
+  }
+
+  /** Slots that a VM may fill and none does yet. */
+  get openSlots(): number {
+    return this.slots.filter(({ status, vm }) => status === 'running' && vm === undefined).length;
+  }
+
+  /** Of the values that it holds. */
+  get valueBytes(): number {
+    return this.#valueBytes;
+  }
+
+  /** Whether somebody has asked for each of its values. */
+  get isJoined(): boolean {
+    return this.slots.every(({ cloneId, value }) => value === undefined || this.#read.has(cloneId));
+  }
+
+  /** The value of a slot, if it handed over one. */
+  read(cloneId: number): Buffer | undefined {
+    const value = this.slots[cloneId - 1]?.value;
+    if (value !== undefined) this.#read.add(cloneId);
+    return value;
   }
 
   attach(cloneId: number, vm: string): void {
@@ -199,19 +226,32 @@ export class Tickets {
     this.#journal = journal;
   }
 
-  create(vm: string | undefined, asked: number, reservation: Reservation): Ticket {
+  /** `whose`: the VM that asks, and the family that the clones will belong to. */
+  create(
+    whose: { readonly vm?: string; readonly family?: string },
+    asked: number,
+    reservation: Reservation,
+  ): Ticket {
     const id = `t${this.#journal.next('ticket')}`;
-    const of = { id, ...(vm === undefined ? {} : { vm }), asked, createdAt: Date.now() };
+    const of = { id, ...whose, asked, createdAt: Date.now() };
     const ticket = new Ticket(this.#journal, of, reservation);
     ticket.save();
     this.#tickets.set(id, ticket);
-    for (const [id, old] of this.#tickets) {
+    for (const old of this.#tickets.values()) {
       if (this.#tickets.size <= TICKETS_REMEMBERED_MAX) break;
-      if (!old.done) continue;
-      this.#tickets.delete(id);
-      this.#journal.forgetTicket(id, old.slots.length);
+      if (old.done) this.forget(old);
     }
     return ticket;
+  }
+
+  /** Nobody can join it any more. */
+  forget({ id, slots }: Ticket): void {
+    this.#tickets.delete(id);
+    this.#journal.forgetTicket(id, slots.length);
+  }
+
+  all(): Iterable<Ticket> {
+    return this.#tickets.values();
   }
 
   /** `reservation`: of an unused ticket, whose room is still promised. */

@@ -9,11 +9,13 @@ import { RingFeed } from '../guest/byte-feed.js';
 import type { GuestChannel } from '../guest/channel.js';
 import { withResolvers } from '../guest/exec.js';
 import { type QemuExit, QemuProcess } from '../hypervisor/qemu.js';
-import type { FreezeRecord, VmRecord } from '../store/journal.js';
+import type { FreezeRecord, Standing, VmRecord } from '../store/journal.js';
 import { goneSnapshot, type Snapshot } from '../store/snapshots.js';
 
 /** Bytes of a VM's console, and of its log, that are kept. */
 const FEED_BYTES_MAX = 256 * 1024;
+/** The same when many others have ended since. */
+const LAST_WORDS_BYTES = 4096;
 
 /** Where a VM comes from, and whose it is. */
 export interface Descent {
@@ -26,6 +28,7 @@ export interface Descent {
   readonly ticket?: string;
   /** Nobody's clone: its ticket is an affair of the agent's own. */
   readonly launched?: boolean;
+  readonly standing?: Standing;
 }
 
 export type RawEnd =
@@ -210,6 +213,12 @@ export class Vm {
   writeConsole(bytes: Uint8Array): void {
     this.assertAlive();
     this.#consoleSocket?.write(bytes);
+  }
+
+  /** Of what its console and its log said. */
+  keepLastWords(): void {
+    this.console.shrink(LAST_WORDS_BYTES);
+    this.logs.shrink(LAST_WORDS_BYTES);
   }
 
   /** Runs `work` when all earlier works of this VM are over: freezes go one after another. */

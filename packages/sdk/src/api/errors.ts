@@ -82,6 +82,11 @@ export const errorRegistry = {
     exitCode: 6,
     help: 'The host has no room for one more VM; the message says how much is missing. End VMs or use a smaller image.',
   },
+  SF_LIMIT: {
+    status: 429,
+    exitCode: 6,
+    help: 'The family of this VM has reached a limit that the owner of the host has set; the message names the setting.',
+  },
   SF_LAYERS_FULL: {
     status: 507,
     exitCode: 6,
