@@ -17,6 +17,7 @@ const seen: Readonly<Record<string, readonly RegExp[]>> = {
   'README.md': [/^$/, /stdout: 'vm\d+\\n'/],
   'docs/parallel-jobs.md': [/^\[ 0, 1, 2 \]$/m, /^true$/m, /^\[ 1, 4, 9 \]$/m],
   'docs/servers.md': [/^200 hello$/m, /^$/],
+  'docs/untrusted-code.md': [/status: 'exited', value: 'done'/],
   'docs/branching.md': [/^2\n2 2\n2 2 2$/m, /^base\nbranch 1\n\nbase\nbranch 2$/m],
   'docs/opportunistic.md': [/^true$/m, /^a-part$/m],
 };
