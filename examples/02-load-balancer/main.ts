@@ -49,9 +49,10 @@ async function serve(): Promise<void> {
     response.end(JSON.stringify(factors(Number(request.url?.split('/')[2]), primes)));
   });
   async function fork(response: http.ServerResponse): Promise<void> {
-    const { id, ticket } = await sf.fork(1);
+    const forked = await sf.fork(1).catch((error: Error) => error);
+    if (forked instanceof Error) response.writeHead(503).end(forked.message);
     // A clone just goes on with what this server does.
-    if (id === 0) response.end(ticket.id);
+    else if (forked.id === 0) response.end(forked.ticket.id);
   }
   // The copies of the parent's connections lead nowhere; those who asked are answered by the parent.
   sf.onFork(({ role }) => {
@@ -246,7 +247,8 @@ class Balancer {
         perSecond: ((answered - answeredBefore) * 1000) / TICK_MS,
       });
       answeredBefore = answered;
-      this.#adapt(Math.min(this.#workersMax, Math.ceil(demand / DEMAND_PER_VM) - 1));
+      const wanted = Math.ceil(demand / DEMAND_PER_VM) - 1;
+      this.#adapt(Math.max(0, Math.min(this.#workersMax, wanted)));
     }
   }
 
@@ -295,7 +297,9 @@ class Balancer {
 async function post(member: Member, path: string): Promise<string> {
   const asked = http.request({ agent: member.agent, method: 'POST', path }).end();
   const [answer] = (await once(asked, 'response')) as [http.IncomingMessage];
-  return Buffer.concat(await answer.toArray()).toString();
+  const text = Buffer.concat(await answer.toArray()).toString();
+  if (answer.statusCode !== 200) throw new Error(`${path}: ${text}`);
+  return text;
 }
 
 interface Load {

@@ -57,8 +57,15 @@ describeVms('the example', () => {
     return stdout;
   }
 
-  /** A program of an example on this host; what it prints at its end. */
-  function runOnHost(file: string, words: string[]): Promise<unknown> {
+  /**
+   * A program of an example on this host: what it prints at its end. `meanwhile` is given up when that
+   * comes first, as what it says is then what there is to know.
+   */
+  async function runOnHost(
+    file: string,
+    words: string[],
+    meanwhile: () => Promise<void>,
+  ): Promise<unknown> {
     const program = path.join(examples, 'dist', file);
     const env = { ...process.env, SNOWFORK_STATE: testState };
     const child = spawn(process.execPath, [program, ...words, '--json'], { env });
@@ -68,9 +75,9 @@ describeVms('the example', () => {
       expect(stderr).toBe('');
       return JSON.parse(stdout);
     });
-    // It is awaited when the test has done its part.
-    result.catch(() => {});
-    return result;
+    const early = result.then((value) => expect.fail(`it has ended: ${JSON.stringify(value)}`));
+    await Promise.race([meanwhile(), early]);
+    return await result;
   }
 
   async function runningWorkers(): Promise<VmInfo[]> {
@@ -91,11 +98,12 @@ describeVms('the example', () => {
   it(
     '02-load-balancer loses no request when workers come, go, or crash',
     async () => {
-      const running = runOnHost('02-load-balancer/main.js', ['2', '300']);
-      // When there is a second one, the first serves.
-      const [crashing] = await untilWorkers((count) => count === 2);
-      await (await host.vm(crashing!.id)).kill();
-      const { loads, timeline, members } = (await running) as LoadReport;
+      const report = await runOnHost('02-load-balancer/main.js', ['2', '300'], async () => {
+        // When there is a second one, the first serves.
+        const [crashing] = await untilWorkers((count) => count === 2);
+        await (await host.vm(crashing!.id)).kill();
+      });
+      const { loads, timeline, members } = report as LoadReport;
       const sent = loads.reduce((sum, load) => sum + load.sent, 0);
       expect(sent).toBeGreaterThanOrEqual(300 + 2 * 20);
       expect(loads.reduce((sum, load) => sum + load.right, 0)).toBe(sent);
@@ -116,17 +124,18 @@ describeVms('the example', () => {
   it(
     '07-opportunistic makes way for others, and counts every number once',
     async () => {
-      const [cores, numbers, share] = ['3', '90000000', '5000000'];
-      const running = runOnHost('07-opportunistic/main.js', [cores, numbers, share]);
-      await untilWorkers((count) => count === 2);
-      const other = await host.launch('minimal');
-      await sh(other, 'setsid sh -c "while :; do :; done" </dev/null >/dev/null 2>&1 &');
-      const [killed] = await untilWorkers((count) => count === 1);
-      await (await host.vm(killed!.id)).kill();
-      await other.kill();
-      await untilWorkers((count) => count === 2);
-      example!.kill('SIGTERM');
-      const report = (await running) as OpportunistReport;
+      const words = ['3', '90000000', '5000000'];
+      const result = await runOnHost('07-opportunistic/main.js', words, async () => {
+        await untilWorkers((count) => count === 2);
+        const other = await host.launch('minimal');
+        await sh(other, 'setsid sh -c "while :; do :; done" </dev/null >/dev/null 2>&1 &');
+        const [killed] = await untilWorkers((count) => count === 1);
+        await (await host.vm(killed!.id)).kill();
+        await other.kill();
+        await untilWorkers((count) => count === 2);
+        example!.kill('SIGTERM');
+      });
+      const report = result as OpportunistReport;
       expect(report.sum).toBe(report.expected);
       expect(report.isGapless).toBe(true);
       expect(report.numbers).toBeGreaterThan(report.undone);
