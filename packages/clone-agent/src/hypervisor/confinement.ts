@@ -10,7 +10,6 @@ import { promisify } from 'node:util';
 import type { Logger } from 'pino';
 import type { Settings } from '../settings.js';
 import type { StateFolder } from '../store/state-folder.js';
-import { limitProcess } from '../system/limits.js';
 import type { MachineShape } from './arguments.js';
 import { type CgroupFacts, Cgroups } from './cgroups.js';
 import { VmUsers } from './vm-users.js';
@@ -23,7 +22,8 @@ export const MOUNT_DESCRIPTOR = 4;
 export const DEVICE_STATE_FILE = 'device';
 
 /** A device state is smaller by far, and QEMU writes nothing else. */
-const LIMITS = { fileBytes: 64 * MiB, coreBytes: 0, openFiles: 1024 } as const;
+const FILE_BYTES_MAX = 64 * MiB;
+const OPEN_FILES_MAX = 1024;
 /** Beside one for each processor: QEMU's main loop, RCU, console, and at most 64 for its disk. */
 const THREADS_EXTRA = 128;
 /** When memory runs out VMs go before whatever else runs on the host. */
@@ -33,6 +33,11 @@ const O_PATH = 0o10000000;
 const PROBE_TIMEOUT_MS = 5_000;
 const WITHOUT_NETWORK = ['unshare', '--net', '--ipc', '--'];
 const WITHOUT_CAPABILITIES = ['--no-new-privs', '--bounding-set=-all', '--inh-caps=-all'];
+/** Before its user is changed: from outside it would take a right that containers lack. */
+const LIMITED = [
+  ...['prlimit', '--core=0:0', `--nofile=${OPEN_FILES_MAX}:${OPEN_FILES_MAX}`],
+  ...[`--fsize=${FILE_BYTES_MAX}:${FILE_BYTES_MAX}`, '--'],
+];
 
 /** For `sf doctor`. */
 export interface ConfinementFacts {
@@ -84,7 +89,7 @@ export class Confinement {
     const { dev, ino } = fs.statSync(state.root);
     const [sharesNetwork, keepsCapabilities, cgroups] = await Promise.all([
       whyNot([...WITHOUT_NETWORK, 'true']),
-      whyNot(['setpriv', ...WITHOUT_CAPABILITIES, '--', 'true']),
+      whyNot([...LIMITED, 'setpriv', ...WITHOUT_CAPABILITIES, '--', 'true']),
       Cgroups.open({ agent: `${dev}-${ino}`, record: path.join(state.root, 'cgroups') }),
     ]);
     const users = keepsCapabilities ?? (await VmUsers.claim(settings.vmUserFirst));
@@ -155,7 +160,7 @@ export class Confinement {
     return [
       ...(sharesNetwork === undefined ? WITHOUT_NETWORK : []),
       ...(keepsCapabilities === undefined
-        ? ['setpriv', ...ids, ...WITHOUT_CAPABILITIES, '--']
+        ? [...LIMITED, 'setpriv', ...ids, ...WITHOUT_CAPABILITIES, '--']
         : []),
     ];
   }
@@ -184,7 +189,6 @@ export class Confinement {
     pid: number,
     { shape, background }: { shape: MachineShape; background: boolean },
   ): Promise<void> {
-    limitProcess(pid, LIMITS);
     try {
       fs.writeFileSync(`/proc/${pid}/oom_score_adj`, String(OOM_SCORE));
     } catch {
