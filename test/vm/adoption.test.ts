@@ -7,6 +7,7 @@ import { connect, type Host, type Vm, type VmInfo } from '@snowfork/sdk';
 import { afterEach, expect, it } from 'vitest';
 import { clonesOf, describeVms, endAll, leftOvers, Steady, sh } from '../fixtures/guests.js';
 import { eventually } from '../support/eventually.js';
+import { isRunning, mountsBelow, startedBy } from '../support/processes.js';
 import { hostApart } from '../support/test-host.js';
 
 /** Forks two clones which wait for /tmp/go before they exit, joins them, and writes what came. */
@@ -98,7 +99,11 @@ describeVms('an agent that is killed', () => {
     const waited = (await caller.vm(clones[0]!.id)).wait();
     const killed = await killAgent();
     // Nobody but the waits starts the next one.
-    await eventually(() => expect(agentOf(apart.state)).not.toBe(killed));
+    await eventually(() => {
+      const pid = agentOf(apart.state);
+      expect(pid).toBeGreaterThan(0);
+      expect(pid).not.toBe(killed);
+    });
     await nextAgent();
     for (const { id } of clones) await sh(await host.vm(id), 'touch /tmp/go');
     const slots = [1, 2].map((cloneId) => ({
@@ -212,7 +217,7 @@ echo "$@" > /tmp/new; mv /tmp/new /tmp/answer${round}`,
     await vm.checkpoint();
     await eventually(async () => expect((await host.stats()).pool.ready).toBe(2));
     const { pid } = await host.info();
-    const started = fs.readdirSync(path.join(apart.state, 'processes')).map(Number);
+    const started = startedBy(apart.state);
     expect(started).toHaveLength(3 + 2 + 1);
     for (const one of [pid, ...started]) process.kill(one, 'SIGKILL');
     await eventually(() => expect([pid, ...started].filter(isRunning)).toEqual([]));
@@ -241,17 +246,4 @@ function agentOf(state: string): number {
   } catch {
     return 0;
   }
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    return !/^State:\s+[ZX]/m.test(fs.readFileSync(`/proc/${pid}/status`, 'utf8'));
-  } catch {
-    return false;
-  }
-}
-
-function mountsBelow(state: string): string[] {
-  const lines = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
-  return lines.filter((line) => line.split(' ')[4]?.startsWith(`${state}/`));
 }

@@ -10,6 +10,7 @@ import { AGENT_EXIT_TAKEN } from '@snowfork/sdk/api';
 import { afterEach, expect, it } from 'vitest';
 import { clonesOf, describeVms, rejection, Steady, sh } from '../fixtures/guests.js';
 import { eventually } from '../support/eventually.js';
+import { isRunning, mountsBelow, startedBy } from '../support/processes.js';
 import { hostApart } from '../support/test-host.js';
 
 const program = path.resolve(import.meta.dirname, '../../packages/clone-agent/dist/main.js');
@@ -135,19 +136,6 @@ describeVms('an agent', () => {
   });
 });
 
-/** Processes that the agent has written down. */
-function startedBy(state: string): number[] {
-  return fs.readdirSync(path.join(state, 'processes')).map(Number);
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    return !/^State:\s+Z/m.test(fs.readFileSync(`/proc/${pid}/status`, 'utf8'));
-  } catch {
-    return false;
-  }
-}
-
 /** Processes whose arguments hold these words. */
 function processesWith(words: string): string[] {
   return fs.readdirSync('/proc').filter((name) => {
@@ -158,11 +146,6 @@ function processesWith(words: string): string[] {
       return false;
     }
   });
-}
-
-function mountsBelow(state: string): string[] {
-  const lines = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
-  return lines.filter((line) => line.split(' ')[4]?.startsWith(`${state}/`));
 }
 
 /** What an image build may leave. */

@@ -9,6 +9,7 @@ import { connect, type Host } from '@snowfork/sdk';
 import { afterEach, expect, it } from 'vitest';
 import { clonesOf, describeVms, rejection, sh } from '../fixtures/guests.js';
 import { eventually } from '../support/eventually.js';
+import { startedBy } from '../support/processes.js';
 import { hostApart } from '../support/test-host.js';
 
 const program = path.resolve(import.meta.dirname, '../../packages/clone-agent/dist/main.js');
@@ -57,10 +58,10 @@ describeVms('who ends with whom', () => {
     const vm = await host.launch('minimal');
     await eventually(async () => expect((await host.stats()).pool.ready).toBe(1));
     const others = new Set([(await host.vms())[0]!.pid!, (await host.stats()).pager.pid]);
-    const warm = processes(state).find((pid) => !others.has(pid))!;
+    const warm = startedBy(state).find((pid) => !others.has(pid))!;
     process.kill(warm, 'SIGKILL');
     await eventually(async () => {
-      expect(processes(state)).not.toContain(warm);
+      expect(startedBy(state)).not.toContain(warm);
       expect((await host.stats()).pool.ready).toBe(1);
     });
     expect(clonesOf(await vm.fork(1))).toHaveLength(1);
@@ -92,11 +93,11 @@ describeVms('who ends with whom', () => {
     const ended = once(agent, 'exit');
     await using owned = await eventuallyConnected(state);
     await owned.launch('minimal');
-    const started = processes(state);
+    const started = startedBy(state);
     expect(started.length).toBeGreaterThan(1);
     owner.kill('SIGKILL');
     expect(await ended).toEqual([0, null]);
-    expect(processes(state)).toEqual([]);
+    expect(startedBy(state)).toEqual([]);
     expect(started.filter((pid) => fs.existsSync(`/proc/${pid}`))).toEqual([]);
     expect(fs.existsSync(path.join(state, 'agent.json'))).toBe(false);
   });
@@ -123,9 +124,4 @@ async function eventuallyConnected(state: string): Promise<Host> {
     host = await connect({ stateFolder: state, start: false });
   });
   return host!;
-}
-
-/** What the agent has started and not seen end. */
-function processes(state: string): number[] {
-  return fs.readdirSync(path.join(state, 'processes')).map(Number);
 }
