@@ -5,6 +5,7 @@
 import { once } from 'node:events';
 import fs from 'node:fs';
 import net from 'node:net';
+import { hasCapability, readCapabilities } from '../system/rights.js';
 
 /** Users of one agent: more than it has QEMUs, running and warm. */
 export const BLOCK_USERS = 8192;
@@ -84,8 +85,8 @@ export interface UserRights {
 
 /** Undefined when processes can be started as any user of the range. */
 export function whyNoUsers(range: UserRange, rights: UserRights): string | undefined {
-  const may = (bit: bigint) => ((rights.capabilities >> bit) & 1n) === 1n;
-  if (!may(CAPABILITIES.setuid) || !may(CAPABILITIES.setgid)) {
+  const { capabilities } = rights;
+  if (!Object.values(CAPABILITIES).every((bit) => hasCapability(capabilities, bit))) {
     return 'the agent is not root';
   }
   if (isMapped(range, rights.uidMap) && isMapped(range, rights.gidMap)) return undefined;
@@ -100,9 +101,8 @@ function isMapped({ first, count }: UserRange, map: string): boolean {
 }
 
 function readRights(): UserRights {
-  const status = fs.readFileSync('/proc/self/status', 'latin1');
   return {
-    capabilities: BigInt(`0x${/^CapEff:\s+([0-9a-f]+)$/m.exec(status)?.[1] ?? '0'}`),
+    capabilities: readCapabilities(),
     uidMap: fs.readFileSync('/proc/self/uid_map', 'latin1'),
     gidMap: fs.readFileSync('/proc/self/gid_map', 'latin1'),
   };

@@ -16,9 +16,17 @@ export function hasOneUser(): boolean {
 
 /** Whether a priority that was lowered can be raised again: by root of the host only. */
 export function mayRaisePriority(): boolean {
+  return uidMap() === WHOLE_RANGE && hasCapability(readCapabilities(), CAP_SYS_NICE);
+}
+
+/** What is in effect, a bit for each of capabilities(7). */
+export function readCapabilities(): bigint {
   const status = fs.readFileSync('/proc/self/status', 'latin1');
-  const capabilities = BigInt(`0x${/^CapEff:\s*(\w+)/m.exec(status)?.[1] ?? '0'}`);
-  return uidMap() === WHOLE_RANGE && ((capabilities >> CAP_SYS_NICE) & 1n) === 1n;
+  return BigInt(`0x${/^CapEff:\s+([0-9a-f]+)$/m.exec(status)?.[1] ?? '0'}`);
+}
+
+export function hasCapability(capabilities: bigint, bit: bigint): boolean {
+  return ((capabilities >> bit) & 1n) === 1n;
 }
 
 const WHOLE_RANGE = '0 0 4294967295';

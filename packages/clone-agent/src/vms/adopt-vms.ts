@@ -10,7 +10,7 @@ import type { QemuProcess } from '../hypervisor/qemu.js';
 import type { VmRecord } from '../store/journal.js';
 import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
 import { connectClone, ENTROPY_BYTES } from './start-clone.js';
-import type { Ticket } from './tickets.js';
+import { KILLED_BY_TICKET, type Ticket } from './tickets.js';
 import { type RawEnd, Vm } from './vm.js';
 
 const NOT_HANDED_OUT = 'the agent died while it was being started';
@@ -105,7 +105,7 @@ function pastEnd(record: VmRecord, { ticketOf }: AdoptionContext): RawEnd | unde
   const slot = ticket?.slots[(descent.cloneId ?? 0) - 1];
   if (slot?.status === 'exited') return { how: 'exited', value: slot.value! };
   if (slot?.status === 'lost') return { how: 'lost', reason: slot.reason! };
-  if (ticket?.killed === true) return { how: 'killed', reason: 'killed by its ticket' };
+  if (ticket?.killed === true) return KILLED_BY_TICKET;
   return end === undefined ? undefined : { how: 'exited', value: Buffer.of(NIL) };
 }
 

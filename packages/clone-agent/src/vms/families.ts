@@ -26,7 +26,7 @@ import { type Freezing, freezeVm, frozenObjects } from './freeze-vm.js';
 import { inExcess, Limits } from './limits.js';
 import { Room } from './room.js';
 import { connectClone, runClone } from './start-clone.js';
-import { type Ticket, Tickets } from './tickets.js';
+import { KILLED_BY_TICKET, type Ticket, Tickets } from './tickets.js';
 import { type Descent, describeEnd, Vm } from './vm.js';
 import { readVmStats } from './vm-stats.js';
 
@@ -36,7 +36,6 @@ const ENDED_REMEMBERED_MAX = 1000;
 const ENDED_WITH_OUTPUT_MAX = 64;
 const REFUSAL_LENGTH_MAX = 1000;
 const FIRST: Standing = { generation: 0, ordinal: 0, since: 0 };
-const KILLED_BY_TICKET = { how: 'killed', reason: 'killed by its ticket' } as const;
 
 export interface FamiliesContext {
   readonly store: SnapshotStore;

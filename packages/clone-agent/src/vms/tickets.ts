@@ -27,6 +27,9 @@ interface SlotState {
   reason?: string;
 }
 
+/** How clones end that are ended by their ticket. */
+export const KILLED_BY_TICKET = { how: 'killed', reason: 'killed by its ticket' } as const;
+
 export class Ticket {
   readonly id: string;
   /** The VM that asked; undefined for clones of a stored snapshot made from the host. */
