@@ -8,7 +8,11 @@ import { VALUE_BYTES_MAX } from './port.js';
 
 const packr = new Packr({ useRecords: false, moreTypes: false, mapsAsObjects: true });
 
+/** A key that no decoder of JavaScript gives back: it would set the object's prototype. */
+const KEY_REFUSED = '__proto__';
+
 /**
+ * −0 arrives as 0, as it does in JSON: MessagePack's integers have no other zero.
  * `bytesMax` is MESSAGE_BYTES_MAX for what goes around a value.
  * @throws SnowforkError SF_VALUE_TOO_LARGE above it; SF_BAD_REQUEST when it has no MessagePack form.
  */
@@ -80,6 +84,8 @@ function assertEncodable(value: unknown, count: { items: number }, depth: number
   if (value instanceof Error || value instanceof Promise || value instanceof WeakMap) {
     throw unencodable(value.constructor.name);
   }
+  const hasKey = value instanceof Map ? value.has(KEY_REFUSED) : Object.hasOwn(value, KEY_REFUSED);
+  if (hasKey) throw unencodable(`an object with the key ${KEY_REFUSED}`);
   const items =
     value instanceof Map || value instanceof Set ? [...value.values()] : Object.values(value);
   // Keys are items too; those of a Map or an object are never objects here.
@@ -98,7 +104,7 @@ const JSON_DEPTH_MAX = 64;
 function isJson(value: unknown, depth: number): boolean {
   if (depth > JSON_DEPTH_MAX) return false;
   if (value === null || typeof value === 'string' || typeof value === 'boolean') return true;
-  if (typeof value === 'number') return Number.isFinite(value) && !Object.is(value, -0);
+  if (typeof value === 'number') return Number.isFinite(value);
   if (Array.isArray(value)) return value.every((item) => isJson(item, depth + 1));
   if (typeof value !== 'object' || Object.getPrototypeOf(value) !== Object.prototype) return false;
   if ('$msgpack' in value) return false;

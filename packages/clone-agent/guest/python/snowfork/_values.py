@@ -18,6 +18,9 @@ _DEPTH_MAX = 256
 _TIMESTAMP = -1
 _UNDEFINED = 0
 
+# No decoder of JavaScript gives it back: it would set the object's prototype.
+_KEY_REFUSED = "__proto__"
+
 # First bytes: the template of the integer or the length behind each, and its largest value.
 _STR = ((0xD9, ">BB", 0xFF), (0xDA, ">BH", 0xFFFF), (0xDB, ">BI", 0xFFFF_FFFF))
 _BIN = ((0xC4, ">BB", 0xFF), (0xC5, ">BH", 0xFFFF), (0xC6, ">BI", 0xFFFF_FFFF))
@@ -98,6 +101,8 @@ def _write(value, put, depth):
     elif isinstance(value, dict):
         put(_head(len(value), 0x80, 15, _MAP))
         for key, item in value.items():
+            if key == _KEY_REFUSED:
+                raise ValueError(f"a dict has the key {_KEY_REFUSED}")
             _write(key, put, depth + 1)
             _write(item, put, depth + 1)
     else:
