@@ -29,6 +29,7 @@ import {
 import { encodeValue } from '../../packages/sdk/src/api/value.js';
 import { eventually } from '../support/eventually.js';
 import { FramePeer } from '../support/fake-port.js';
+import { times } from '../support/soak.js';
 
 const NEVER = new AbortController().signal;
 const MiB = 1024 * 1024;
@@ -149,7 +150,7 @@ describe('whatever a guest sends', () => {
         guest.destroy();
         await Promise.all([exec, prepared]);
       }),
-      { numRuns: 60 },
+      { numRuns: times(60, 60_000) },
     );
   });
 

@@ -6,6 +6,7 @@ import { describe, expect, it } from 'vitest';
 import { type FreePages, findFreePages } from '../../packages/clone-agent/src/freeze/free-pages.js';
 import type { PageSource } from '../../packages/clone-agent/src/freeze/guest-memory.js';
 import { createTransferBuffer } from '../../packages/clone-agent/src/freeze/process-memory.js';
+import { times } from '../support/soak.js';
 
 const PAGE = 4096;
 const PAGES = 3584; // 14 MiB
@@ -373,6 +374,6 @@ it('whatever the guest has there: it ends within its budget, and only marked blo
       expect(listed(found).length).toBe(found.freePages);
       if (found.reason !== undefined) expect(found.freePages).toBe(0);
     }),
-    { numRuns: 300 },
+    { numRuns: times(300, 300_000) },
   );
 });

@@ -4,6 +4,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import * as wire from '../../packages/clone-agent/src/pager/fuse-wire.js';
+import { times } from '../support/soak.js';
 
 const { FuseWireError, Opcode } = wire;
 
@@ -145,7 +146,7 @@ describe('requests', () => {
         }
       }
     });
-    fc.assert(property, { numRuns: 2000 });
+    fc.assert(property, { numRuns: times(2000, 2_000_000) });
   });
 });
 

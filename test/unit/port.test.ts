@@ -20,6 +20,7 @@ import {
   MESSAGE_FRAMES_MAX,
   MessageAssembler,
 } from '../../packages/sdk/src/api/port.js';
+import { times } from '../support/soak.js';
 
 const types = Object.values(FrameType);
 const arbitraryFrame = fc.record({
@@ -121,7 +122,7 @@ describe('FrameReader', () => {
           expect(error).toBeInstanceOf(FrameError);
         }
       }),
-      { numRuns: 500 },
+      { numRuns: times(500, 500_000) },
     );
   });
 

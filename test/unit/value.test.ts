@@ -16,6 +16,7 @@ import {
   valueFromJson,
   valueToJson,
 } from '../../packages/sdk/src/api/value.js';
+import { times } from '../support/soak.js';
 
 const hex = (text: string): Buffer => Buffer.from(text.replaceAll(' ', ''), 'hex');
 
@@ -49,7 +50,7 @@ describe('values of guests', () => {
     const random = fc.uint8Array({ maxLength: 200 });
     fc.assert(
       fc.property(fc.oneof(likely, random), (bytes) => void outcome(bytes)),
-      { numRuns: 3000 },
+      { numRuns: times(3000, 3_000_000) },
     );
   });
 

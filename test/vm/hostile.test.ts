@@ -6,7 +6,16 @@ import fs from 'node:fs';
 import path from 'node:path';
 import type { Host, Vm } from '@snowfork/sdk';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { describeVms, endVms, MiB, rejection, Screen, Steady, sh } from '../fixtures/guests.js';
+import {
+  clonesOf,
+  describeVms,
+  endVms,
+  MiB,
+  rejection,
+  Screen,
+  Steady,
+  sh,
+} from '../fixtures/guests.js';
 import { eventually } from '../support/eventually.js';
 import { hostApart } from '../support/test-host.js';
 
@@ -21,11 +30,12 @@ describeVms('a hostile guest', () => {
   let agentPid: number;
   let agentBytes: number;
   let neighbour: Steady;
+  let armed: string;
   let vm: Vm;
   let screen: Screen;
 
   beforeAll(async () => {
-    apart = await hostApart({ warmPoolSize: 2 }, 'minimal');
+    apart = await hostApart({ warmPoolSize: 2, guestTimeoutMs: 4000 }, 'minimal');
     host = apart.host;
     agentPid = (await host.info()).pid;
     neighbour = await Steady.start(await host.launch('minimal'), { mebibytes: 4, who: 'near' });
@@ -33,17 +43,26 @@ describeVms('a hostile guest', () => {
     await neighbour.vm.fork(1);
     await endVms(host, [neighbour.vm]);
     agentBytes = memoryOf(agentPid).VmRSS!;
+    armed = await arm();
   });
+
+  /** The state in which all of them begin. */
+  async function arm(): Promise<string> {
+    const armed = await host.launch('minimal');
+    for (const file of fs.readdirSync(fixtures)) {
+      await armed.writeFile(`/root/${file}`, fs.readFileSync(path.join(fixtures, file)));
+    }
+    const { snapshot } = await armed.checkpoint();
+    await armed.kill();
+    return snapshot.id;
+  }
 
   afterAll(async () => {
     await apart?.dispose();
   });
 
   beforeEach(async () => {
-    vm = await host.launch('minimal');
-    for (const file of fs.readdirSync(fixtures)) {
-      await vm.writeFile(`/root/${file}`, fs.readFileSync(path.join(fixtures, file)));
-    }
+    [vm] = clonesOf(await host.createClones(armed, 1)) as [Vm];
     screen = await Screen.open(vm);
     // The peak is counted from now on.
     fs.writeFileSync(`/proc/${agentPid}/clear_refs`, '5');

@@ -5,16 +5,16 @@ import type { Host, Vm } from '@snowfork/sdk';
 import { afterAll, expect, it } from 'vitest';
 import { clonesOf, describeVms, endVms, sh } from '../fixtures/guests.js';
 import { eventually } from '../support/eventually.js';
+import { TIMEOUT_MS, times } from '../support/soak.js';
 import { hostApart } from '../support/test-host.js';
 
-const KILLS = 50;
+const KILLS = times(50, 2000);
 /** Two clones fault at the same time. */
 const CLONES = 2;
 /** Of RAM, by a pager that is killed then: each dies under load, and some progress is made. */
 const READS_BEFORE_KILL = 4;
 const PAGES = 6144;
 const PAGE_BYTES = 4096;
-const TIMEOUT_MS = 300_000;
 
 describeVms('a pager under load', () => {
   let apart: Awaited<ReturnType<typeof hostApart>> | undefined;

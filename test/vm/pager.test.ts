@@ -10,7 +10,11 @@ import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { encodePageMap, PAGE_BYTES } from '@snowfork/memserver';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type PagerProcess, startPager } from '../../packages/clone-agent/src/pager/client.js';
+import {
+  endOf,
+  type PagerProcess,
+  startPager,
+} from '../../packages/clone-agent/src/pager/client.js';
 import {
   abortConnection,
   fuseConnection,
@@ -18,11 +22,14 @@ import {
   openFuse,
   unmountFuse,
 } from '../../packages/clone-agent/src/pager/mount.js';
+import { TIMEOUT_MS, times } from '../support/soak.js';
 
 const TMPFS = '/dev/shm';
 const DISK = '/var/tmp';
 const PREFIX = 'snowfork-pager-test-';
 const CLIENT_DEADLINE_MS = 60_000;
+const KILLS = times(20, 5000);
+const KILL_INTERVAL_MS_MAX = 100;
 
 const root = path.join(TMPFS, `${PREFIX}${process.pid}`);
 const onDisk = path.join(DISK, `${PREFIX}${process.pid}`);
@@ -506,27 +513,38 @@ describe.skipIf(!canRun)(`pager${reason && ` (skipped: ${reason})`}`, () => {
     expect(await Promise.all(readers)).toEqual(expected);
   });
 
-  test('pagers are killed one after another, and readers get every byte', async () => {
-    const object = randomObject('ram', 20_000, 3, 15);
-    writeLayers(object);
-    const { id } = writeSnapshot([object]);
-    let left = 2;
-    const readers = [1, 2].map(async (seed) => {
-      const hash = await client(fileOf(id), { seed }, HASH_ALL);
-      left -= 1;
-      return hash;
-    });
-    for (let round = 1; round <= 3; round += 1) {
-      await until('it is being read, or was', async () => {
-        const { objects } = await stats();
-        return left === 0 || objects.some(({ snapshot, reads }) => snapshot === id && reads > 100);
-      });
-      await killPager();
-      pager = await startPager({ fuseFd, runFolder: run });
-    }
-    const expected = hashOf(contentOf(object));
-    expect(await Promise.all(readers)).toEqual([expected, expected]);
-  });
+  test(
+    `${KILLS} pagers are killed one after another, and readers get every byte`,
+    async () => {
+      for (let kills = 0, seed = 30; kills < KILLS; seed += 3) {
+        const object = randomObject('ram', 20_000, 3, seed);
+        // Mostly fresh memory in every second one, so that kills meet pushes too.
+        for (let page = 0; seed % 2 === 0 && page < object.entries.length; page += 1) {
+          if (page % 5 !== 0) object.entries[page] = 0;
+        }
+        writeLayers(object);
+        const { id } = writeSnapshot([object]);
+        let isRead = false;
+        const hashes = Promise.all(
+          [1, 2, 3].map((reader) =>
+            client(fileOf(id), { seed: seed + reader, huge: reader === 3 }, HASH_ALL),
+          ),
+        ).finally(() => {
+          isRead = true;
+        });
+        hashes.catch(() => {}); // said below
+        for (; !isRead; kills += 1) {
+          await delay(Math.random() * KILL_INTERVAL_MS_MAX);
+          await killPager();
+          pager = await startPager({ fuseFd, runFolder: run });
+        }
+        expect(await hashes).toEqual(Array(3).fill(hashOf(contentOf(object))));
+        await command('drop', { snapshot: id });
+        for (const layer of object.layers) fs.rmSync(path.join(run, 'layers', layer));
+      }
+    },
+    TIMEOUT_MS,
+  );
 
   test('a READ that a killed pager had taken is answered by the next one', async () => {
     const object = randomObject('ram', 400, 2, 17);
@@ -539,6 +557,32 @@ describe.skipIf(!canRun)(`pager${reason && ` (skipped: ${reason})`}`, () => {
     pager = await startPager({ fuseFd, runFolder: run });
     const expected = hashOf(contentOf(object));
     expect(await Promise.all(readers)).toEqual([expected, expected]);
+  });
+
+  // So is a pager that is killed while it pushes a page that somebody reads: were it waited for, nobody
+  // would start the next one.
+  test('a killed process counts as ended while a thread of it waits for a page', async () => {
+    const object = randomObject('ram', 16, 1, 18);
+    const { id, number } = writeSnapshot([object], { pending: true });
+    // A fault in a thread that is not the first.
+    const faults = `
+      const koffi = require('koffi');
+      const mmap = koffi.load('libc.so.6').func('void *mmap(void *, size_t, int, int, int, long)');
+      const fd = require('node:fs').openSync(process.argv[2]);
+      new Uint8Array(koffi.view(mmap(null, 4096, 1, 2, fd, 0), 4096))[0];`;
+    const thread = `new (require('node:worker_threads').Worker)(
+      ${JSON.stringify(faults)}, { eval: true, argv: [process.argv[1]] });`;
+    const child = spawn(process.execPath, ['-e', thread, fileOf(id)], { stdio: 'ignore' });
+    const reaped = once(child, 'exit');
+    const ended = endOf(child);
+    await until('a READ waits', async () => (await stats()).parkedReads > 0);
+    child.kill('SIGKILL');
+    await ended;
+    expect(child.signalCode).toBeNull();
+    writeLayers(object);
+    writeSnapshot([object], { number });
+    await command('ready', { snapshot: id });
+    expect(await reaped).toEqual([null, 'SIGKILL']);
   });
 
   test('SIGTERM ends it at once, and its successor serves what it had open', async () => {

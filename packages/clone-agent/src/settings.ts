@@ -36,6 +36,8 @@ const limitsSchema = z.strictObject({
 });
 
 const settingsSchema = limitsSchema.extend({
+  /** How long a guest may take to become quiet for a fork, and to come back from it. */
+  guestTimeoutMs: z.number().int().min(100).max(600_000).default(10_000),
   /** QEMUs kept started for the next fork; each costs about 20 MiB. */
   warmPoolSize: z.number().int().min(0).max(256).default(8),
   /** Size of the tmpfs that holds layers; half of RAM by default. */

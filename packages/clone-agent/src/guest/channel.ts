@@ -29,8 +29,8 @@ import { FrameIntake } from './frame-intake.js';
 export const REQUESTS_PENDING_MAX = 256;
 /** Commands of one guest that may run at a time. */
 export const EXECS_MAX = 256;
-/** A guest that takes longer to become quiet, or to come back, is not ready. */
-export const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** For a guest of which nobody says how long it may take. */
+const ANSWER_TIMEOUT_MS = 10_000;
 
 /** A program's request that waits for its answer; copied, unanswered, into every clone. */
 export interface PendingRequest {
@@ -80,11 +80,19 @@ const WORD: Readonly<Record<Handshake['type'], string>> = {
   pong: 'answer',
 };
 
+export interface ChannelOptions {
+  /** The guest is a clone whose port begins with RESUME. */
+  readonly frozen: boolean;
+  /** A guest that takes longer to become quiet, or to come back, is not ready. */
+  readonly timeoutMs?: number;
+}
+
 export class GuestChannel {
   readonly clock = new GuestClock();
   readonly #socket: net.Socket;
   readonly #handlers: ChannelHandlers;
   readonly #intake: FrameIntake;
+  readonly #timeoutMs: number;
   readonly #assembler = new MessageAssembler();
   readonly #execs = new Map<number, GuestExec>();
   readonly #pending = new Map<string, PendingRequest>();
@@ -102,10 +110,11 @@ export class GuestChannel {
   #away: string | undefined;
   #lost: string | undefined;
 
-  private constructor(socket: net.Socket, handlers: ChannelHandlers, frozen: boolean) {
+  private constructor(socket: net.Socket, handlers: ChannelHandlers, options: ChannelOptions) {
     this.#socket = socket;
     this.#handlers = handlers;
-    this.#held = frozen ? [] : undefined;
+    this.#timeoutMs = options.timeoutMs ?? ANSWER_TIMEOUT_MS;
+    this.#held = options.frozen ? [] : undefined;
     this.#intake = new FrameIntake(socket, {
       take: (frame) => this.#take(frame),
       isFull: () => this.#isUnread(),
@@ -115,21 +124,18 @@ export class GuestChannel {
     socket.on('error', () => {});
   }
 
-  /**
-   * Connects to the port of a QEMU that listens already. `frozen`: the guest is a clone whose port
-   * begins with RESUME.
-   */
+  /** Connects to the port of a QEMU that listens already. */
   static async connect(
     path: string,
     handlers: ChannelHandlers,
-    options: { frozen: boolean },
+    options: ChannelOptions,
   ): Promise<GuestChannel> {
     const socket = net.connect(path);
     const connected = withResolvers<void>();
     socket.once('connect', connected.resolve);
     socket.once('error', connected.reject);
     await connected.promise;
-    return new GuestChannel(socket, handlers, options.frozen);
+    return new GuestChannel(socket, handlers, options);
   }
 
   get usable(): boolean {
@@ -259,8 +265,8 @@ export class GuestChannel {
       this.#write(frame);
       return await Promise.race([
         handshake.promise,
-        delay(HANDSHAKE_TIMEOUT_MS, undefined, { signal: deadline.signal, ref: false }).then(() => {
-          const message = `the guest did not ${WORD[type]} within ${HANDSHAKE_TIMEOUT_MS} ms`;
+        delay(this.#timeoutMs, undefined, { signal: deadline.signal, ref: false }).then(() => {
+          const message = `the guest did not ${WORD[type]} within ${this.#timeoutMs} ms`;
           throw new SnowforkError('SF_GUEST_NOT_READY', `${message}; see \`sf console\``);
         }),
         aborted(signal, deadline.signal),

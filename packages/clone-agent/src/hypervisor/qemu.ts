@@ -13,7 +13,7 @@ import type net from 'node:net';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { SnowforkError } from '@snowfork/sdk/api';
-import { AdoptedProcess, processStartTime } from '../store/processes.js';
+import { processStartTime, WatchedProcess } from '../store/processes.js';
 import { lowerPriority, restorePriority } from '../system/priority.js';
 import {
   type BootSource,
@@ -132,7 +132,7 @@ export class QemuProcess {
    * @throws SnowforkError SF_QEMU_FAILED, SF_TIMEOUT when its monitor does not answer.
    */
   static async adopt({ pid, startTime, shape, folder }: QemuAdoption): Promise<QemuProcess> {
-    const adopted = new AdoptedProcess(pid, startTime);
+    const adopted = new WatchedProcess(pid, startTime);
     let wasShutDown = false;
     const exited = adopted.exited.then(() => ({ code: wasShutDown ? 0 : null, signal: null }));
     const kill = () => adopted.kill('SIGKILL');

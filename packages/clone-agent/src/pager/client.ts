@@ -4,11 +4,12 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { z } from 'zod';
 import { LineClient } from '../hypervisor/line-client.js';
-import { AdoptedProcess, processStartTime } from '../store/processes.js';
+import { processStartTime, WatchedProcess } from '../store/processes.js';
 import { takeDescriptor } from '../system/pidfd.js';
 
 /** The control socket, in the run folder. */
@@ -25,6 +26,8 @@ const pingSchema = z.object({ pid: z.int().min(2) });
 
 const START_DEADLINE_MS = 20_000;
 const STOP_DEADLINE_MS = 2000;
+/** A process that has ended is reaped within this, unless it is stuck. */
+const REAP_MS = 100;
 /** The descriptor's number in the pager. */
 const FUSE_DESCRIPTOR = 3;
 const LAST_WORDS_CHARS_MAX = 4096;
@@ -63,10 +66,7 @@ export async function startPager(options: StartPagerOptions): Promise<PagerProce
     env: { ...process.env, UV_THREADPOOL_SIZE: String(PAGER_THREADPOOL_SIZE) },
     stdio: ['ignore', 'pipe', options.log ?? 'inherit', options.fuseFd],
   });
-  const exited = new Promise<PagerExit>((resolve) => {
-    child.once('exit', (code, signal) => resolve({ code, signal }));
-    child.once('error', () => resolve({ code: null, signal: null }));
-  });
+  const exited = endOf(child);
   const deadline = AbortSignal.timeout(START_DEADLINE_MS);
   const signal = options.signal ? AbortSignal.any([options.signal, deadline]) : deadline;
   try {
@@ -99,7 +99,7 @@ export async function adoptPager(
     );
     const startTime = processStartTime(pid);
     if (startTime === undefined) return undefined;
-    const process = new AdoptedProcess(pid, startTime);
+    const process = new WatchedProcess(pid, startTime);
     const exited = process.exited.then(() => ({ code: null, signal: null }));
     const pager = { exited, kill: (signal: NodeJS.Signals) => process.kill(signal) };
     return {
@@ -109,6 +109,23 @@ export async function adoptPager(
   } finally {
     client.close();
   }
+}
+
+/**
+ * Resolves when a process has ended. One that was killed is not reaped while its store thread waits for
+ * the lock of a page: whoever reads the page holds it until the next pager has answered. Nothing but
+ * that thread is left then, and it does nothing more.
+ */
+export async function endOf(child: ChildProcess): Promise<PagerExit> {
+  const reaped = new Promise<PagerExit>((resolve) => {
+    child.once('exit', (code, signal) => resolve({ code, signal }));
+    child.once('error', () => resolve({ code: null, signal: null }));
+  });
+  const startTime = child.pid === undefined ? undefined : processStartTime(child.pid);
+  if (startTime === undefined) return await reaped;
+  const watched = new WatchedProcess(child.pid!, startTime);
+  const stuck = watched.exited.then(() => delay(REAP_MS, { code: null, signal: null }));
+  return await Promise.race([reaped, stuck]).finally(() => watched.look());
 }
 
 async function listening(

@@ -26,9 +26,11 @@ export class PageServer {
   readonly #replies: FuseReplies;
   readonly #stores: StoreRequests;
   readonly #complain: (message: string) => void;
-  readonly #buffer = Buffer.alloc(BUFFER_BYTES);
+  // Written to, and so in memory: the kernel would answer with an error for a thread that is killed
+  // while a page of its answer has to be made (`MAP_POPULATE` in `taken.ts`).
+  readonly #buffer = Buffer.alloc(BUFFER_BYTES).fill(0);
   readonly #page = this.#buffer.subarray(0, PAGE_BYTES);
-  readonly #zeros = Buffer.alloc(READ_BYTES_MAX);
+  readonly #zeros = Buffer.alloc(READ_BYTES_MAX).fill(0);
   readonly #zeroPage = this.#zeros.subarray(0, PAGE_BYTES);
   readonly #readLayer: LayerRead = readWithoutWaiting(this.#buffer);
 

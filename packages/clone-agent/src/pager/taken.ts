@@ -30,6 +30,11 @@ const U32 = 2 ** 32;
 
 const PROT_READ_WRITE = 3;
 const MAP_SHARED = 1;
+/**
+ * So that the kernel need not wait for a page of it while it copies a request: it would give up the
+ * request of a thread that is being killed, and whoever reads gets an error.
+ */
+const MAP_POPULATE = 0x8000;
 const mmap = koffi
   .load('libc.so.6')
   .func(
@@ -50,7 +55,7 @@ export function mapTakenRequests(runFolder: string): Buffer {
   try {
     // Written, not only made long: the tmpfs may be full one day, and a fault in it must not fail.
     if (fs.fstatSync(file).size !== FILE_BYTES) fs.writeSync(file, Buffer.alloc(FILE_BYTES));
-    const address = mmap(null, FILE_BYTES, PROT_READ_WRITE, MAP_SHARED, file, 0);
+    const address = mmap(null, FILE_BYTES, PROT_READ_WRITE, MAP_SHARED | MAP_POPULATE, file, 0);
     return Buffer.from(koffi.view(address, FILE_BYTES));
   } finally {
     fs.closeSync(file);

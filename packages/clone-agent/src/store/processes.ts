@@ -44,20 +44,43 @@ export class ProcessJournal {
 
 let boot: string | undefined;
 
-/** When a process started, in clock ticks since boot, with the boot's id; undefined when it is gone. */
+/**
+ * When a process started, in clock ticks since boot, with the boot's id; undefined when it has ended.
+ * One that was killed has ended also when a thread is stuck in the kernel, for which it is not reaped.
+ */
 export function processStartTime(pid: number): string | undefined {
   try {
-    const stat = fs.readFileSync(`/proc/${pid}/stat`, 'latin1');
+    const fields = statFields(`/proc/${pid}`);
+    if (fields[0] === 'X' || (fields[0] === 'Z' && !threadsOf(pid).some(isGoingOn)))
+      return undefined;
     boot ??= fs.readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim();
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    return fields[0] === 'Z' || fields[0] === 'X' ? undefined : `${boot} ${fields[19]}`;
+    return `${boot} ${fields[19]}`;
   } catch {
     return undefined;
   }
 }
 
-/** A process that another agent has started: neither its exit code nor its output can be had. */
-export class AdoptedProcess {
+/** Of a `stat` file, from the state on. */
+function statFields(folder: string): string[] {
+  const stat = fs.readFileSync(path.join(folder, 'stat'), 'latin1');
+  return stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+}
+
+function isGoingOn(thread: string): boolean {
+  try {
+    return !['Z', 'X', 'D'].includes(statFields(thread)[0]!);
+  } catch {
+    return false; // it has gone
+  }
+}
+
+function threadsOf(pid: number): string[] {
+  const folder = `/proc/${pid}/task`;
+  return fs.readdirSync(folder).map((thread) => path.join(folder, thread));
+}
+
+/** A process that is watched from outside: neither its exit code nor its output can be had. */
+export class WatchedProcess {
   readonly pid: number;
   readonly #startTime: string;
   /** Resolves when it has gone; never rejects. */

@@ -22,6 +22,7 @@ export interface AdoptionContext {
   /** @throws SnowforkError when it can't be spoken to; it was killed then. */
   adoptQemu(process: VmRecord['qemu'], snapshot: Snapshot): Promise<QemuProcess>;
   handlersFor(vm: Vm): ChannelHandlers;
+  readonly guestTimeoutMs: number;
   ended(vm: Vm): void;
   save(vm: Vm): void;
   /** The ticket that a clone fills a slot of, if it is still known. */
@@ -57,7 +58,7 @@ async function takeOver(record: VmRecord, base: Snapshot, context: AdoptionConte
     newest.holders.add(`newest of ${vm.id}`);
   }
   try {
-    await connectClone(vm, context.handlersFor(vm));
+    await connectClone(vm, context.handlersFor(vm), context.guestTimeoutMs);
   } catch (error) {
     vm.finish({ how: 'lost', reason: `it could not be adopted: ${String(error)}` });
     return vm;

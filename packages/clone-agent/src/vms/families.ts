@@ -134,6 +134,7 @@ export class Families {
       log,
       adoptQemu,
       handlersFor: (vm) => this.#handlersFor(vm),
+      guestTimeoutMs: this.#context.settings.guestTimeoutMs,
       ended: (vm) => this.#ended(vm),
       save: (vm) => this.#save(vm),
       ticketOf: ({ descent }) => this.tickets.find(descent.ticket ?? ''),
@@ -396,11 +397,12 @@ export class Families {
     frozen: Promise<unknown>,
   ): Promise<Vm> {
     const id = `vm${this.#context.journal.next('vm')}`;
+    const { guestTimeoutMs } = this.#context.settings;
     const { qemu, warm } = await this.#context.takeQemu(snapshot);
     const startedMs = performance.now() - calledAt;
     const vm = new Vm(id, descent, snapshot, qemu, (ended) => this.#ended(ended));
     try {
-      await Promise.all([frozen, connectClone(vm, this.#handlersFor(vm))]);
+      await Promise.all([frozen, connectClone(vm, this.#handlersFor(vm), guestTimeoutMs)]);
     } catch (error) {
       vm.finish({ how: 'lost', reason: 'it could not be prepared' });
       throw error;

@@ -15,9 +15,13 @@ import type { Vm } from './vm.js';
 export const ENTROPY_BYTES = 64;
 
 /** Connects console and port before the guest runs, so that no byte of either is lost. */
-export async function connectClone(vm: Vm, handlers: ChannelHandlers): Promise<void> {
+export async function connectClone(
+  vm: Vm,
+  handlers: ChannelHandlers,
+  timeoutMs: number,
+): Promise<void> {
   const [channel] = await Promise.all([
-    GuestChannel.connect(vm.qemu.files.port, handlers, { frozen: true }),
+    GuestChannel.connect(vm.qemu.files.port, handlers, { frozen: true, timeoutMs }),
     vm.openConsole(),
   ]);
   vm.channel = channel;
