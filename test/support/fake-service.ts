@@ -117,6 +117,7 @@ export class FakeService implements AgentService {
             refusedReads: 5,
             storedPages: 6,
             replayedPages: 7,
+            aheadPages: 8,
           },
         ],
         latencyUsBuckets: [0, 1, 2],

@@ -195,6 +195,7 @@ describe('rates', () => {
       refusedReads: 0,
       storedPages: 0,
       replayedPages: 0,
+      aheadPages: 0,
     });
     const listed = Object.entries(objects).map(([snapshot, reads]) => ({
       snapshot,

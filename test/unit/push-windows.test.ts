@@ -65,6 +65,19 @@ test('a window is pushed once, and again when the kernel has dropped it', () => 
   expect(windows.touch(22, 5001)).toBe(true);
 });
 
+test('with patience stray touches push nothing, and a stream nearly all', () => {
+  const patient = () => new PushWindows(newPushWindowsMemory(PAGES), PAGES, 4);
+  const windows = patient();
+  for (const page of [0, 3, 7, 9, 40, 41]) expect(windows.touch(page, 1)).toBe(false);
+  expect(windows.touch(12, 1)).toBe(true);
+  expect(windows).toMatchObject({ firstPage: 0, count: BLOCK_PAGES });
+  // Beside what was pushed, at once.
+  expect(windows.touch(BLOCK_PAGES, 1)).toBe(true);
+  for (const pages of [ascending, descending, hugePages]) {
+    expect(fill(pages, patient())).toBeLessThan(12 + 2 * (PAGES / WINDOW_PAGES));
+  }
+});
+
 test('two streams at once do not disturb each other', () => {
   const half = PAGES / 2;
   const both = ascending.slice(0, half).flatMap((page) => [page, half + page]);

@@ -114,7 +114,13 @@ function command(execute: string, args: object = {}): Promise<unknown> {
 }
 
 interface Stats {
-  objects: { snapshot: string; object: string; reads: number; storedPages: number }[];
+  objects: {
+    snapshot: string;
+    object: string;
+    reads: number;
+    storedPages: number;
+    aheadPages: number;
+  }[];
   latencyUsBuckets: number[];
   parkedReads: number;
 }
@@ -486,6 +492,20 @@ describe.skipIf(!canRun)(`pager${reason && ` (skipped: ${reason})`}`, () => {
     );
     expect(zeros).toBe(true);
     expect((await objectStats(id)).reads).toBe(before.reads);
+  });
+
+  test('memory that is gone through is pushed ahead, and stray touches push nothing', async () => {
+    const object = { ...randomObject('ram', 4096, 1, 23), entries: new Uint16Array(4096).fill(1) };
+    writeLayers(object);
+    const { id } = writeSnapshot([object]);
+    const strays = 'const bytes = map(); for (let at = 3; at < 4096; at += 64) bytes[at * PAGE];';
+    await client(fileOf(id), {}, strays);
+    expect(await objectStats(id)).toMatchObject({ reads: 4096 / 64, aheadPages: 0 });
+    await client(fileOf(id), { pages: 6 }, 'map().fill(1, 0, args.pages * PAGE);');
+    await until('the block is pushed', async () => (await objectStats(id)).aheadPages >= 10);
+    const hash = await client(fileOf(id), {}, 'return hash(map());');
+    expect(hash).toBe(hashOf(contentOf(object)));
+    expect((await objectStats(id)).reads).toBeLessThan(4096 / 2);
   });
 
   test('readers and pushes at once: no dead-lock, no wrong byte', async () => {

@@ -127,10 +127,11 @@ export class PageServer {
 
   #pushAround(object: ServedObject, firstPage: number, count: number): void {
     // More pages than a block were read ahead by the kernel: it will go on by itself.
-    if (count > BLOCK_PAGES || !object.paged.isZero(firstPage, 1)) return;
-    const { windows } = object;
+    if (count > BLOCK_PAGES) return;
+    const zeros = object.paged.isZero(firstPage, 1);
+    const windows = zeros ? object.zeroWindows : object.layerWindows;
     if (!windows.touch(firstPage, clockMs())) return;
-    this.#stores.offer(object.shared.nodeid, windows.firstPage, windows.count);
+    this.#stores.offer(object.shared.nodeid, windows.firstPage, windows.count, zeros);
   }
 }
 

@@ -85,7 +85,7 @@ export class Pager {
       openers: new Openers(of.runFolder, process.getuid!()),
       replies,
       opened: (nodeid) => setImmediate(() => this.#loadEarly(nodeid)),
-      forgotten: (nodeid) => server.objects.get(nodeid)?.windows.forget(),
+      forgotten: (nodeid) => server.objects.get(nodeid)?.forgetPushes(),
     });
     for (const { request, slot } of left) this.#take(request, { startedAt: Date.now(), slot });
   }
@@ -178,6 +178,7 @@ export class Pager {
       refusedReads: object.total(Counter.refusedReads),
       storedPages: object.total(Counter.storedPages),
       replayedPages: object.total(Counter.replayedPages),
+      aheadPages: object.total(Counter.aheadPages),
     }));
     return {
       pid: process.pid,

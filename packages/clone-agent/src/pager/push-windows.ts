@@ -1,12 +1,14 @@
-// Which zero pages to push into the kernel's page cache when one of them is touched, so that memory
-// that was free at the freeze does not cost a guest a round trip per page. Decides; pushes nothing
-// (`store-worker.ts`). Lies in memory that all threads share; two threads that decide at once may both
-// push a window, which costs time and no more.
+// Which pages to push into the kernel's page cache when one beside them is touched, so that a guest
+// that goes through memory does not pay a round trip per page. Decides; pushes nothing
+// (`store-worker.ts`). Pages of zeros and pages of layers have windows of their own. Lies in memory
+// that all threads share; two threads that decide at once may both push a window, which costs time and
+// no more.
 //
-// A touch where nothing around was pushed pushes 64 KiB, so that a stray one costs 16 pages of cache.
-// A touch beside what was pushed pushes twice as much, up to a window of 2 MiB. Such a stream is
-// overtaken: one window is pushed ahead of the one it works in. What was pushed is not asked for, so
-// windows would be entered unseen; their first and last pages are left out for that.
+// A touch where nothing around was pushed pushes 64 KiB, so that a stray one costs 16 pages of cache;
+// with `patience` only after so many touches of the same 64 KiB. A touch beside what was pushed pushes
+// twice as much, up to a window of 2 MiB. Such a stream is overtaken: one window is pushed ahead of the
+// one it works in. What was pushed is not asked for, so windows would be entered unseen; their first
+// and last pages are left out for that.
 //
 //   pages   0   1            510  511 512             1022 1023
 //         +---+------------------+---+---+------------------+---+
@@ -30,6 +32,8 @@ export interface PushWindowsMemory {
   readonly pushedAt: SharedArrayBuffer;
   /** 1 + log2 of the blocks that were pushed with it. */
   readonly levels: SharedArrayBuffer;
+  /** Touches that pushed nothing. */
+  readonly strays: SharedArrayBuffer;
 }
 
 export function newPushWindowsMemory(pageCount: number): PushWindowsMemory {
@@ -37,6 +41,7 @@ export function newPushWindowsMemory(pageCount: number): PushWindowsMemory {
   return {
     pushedAt: new SharedArrayBuffer(blocks * Uint32Array.BYTES_PER_ELEMENT),
     levels: new SharedArrayBuffer(blocks),
+    strays: new SharedArrayBuffer(blocks),
   };
 }
 
@@ -49,25 +54,32 @@ export function isMarker(page: number): boolean {
 export class PushWindows {
   readonly #pushedAt: Uint32Array;
   readonly #levels: Uint8Array;
+  readonly #strays: Uint8Array;
   readonly #blocks: number;
   readonly #pageCount: number;
+  readonly #patience: number;
   /** The range to push, after `touch` said so. */
   firstPage = 0;
   count = 0;
 
-  constructor(memory: PushWindowsMemory, pageCount: number) {
+  /** @param patience touches of a block that push nothing, unless it lies beside what was pushed */
+  constructor(memory: PushWindowsMemory, pageCount: number, patience = 0) {
     this.#pushedAt = new Uint32Array(memory.pushedAt);
     this.#levels = new Uint8Array(memory.levels);
+    this.#strays = new Uint8Array(memory.strays);
     this.#blocks = this.#levels.length;
     this.#pageCount = pageCount;
+    this.#patience = patience;
   }
 
-  /** A zero page was asked for: whether something is to be pushed, and what. */
+  /** A page was asked for: whether something is to be pushed, and what. */
   touch(page: number, nowMs: number): boolean {
     const block = Math.floor(page / BLOCK_PAGES);
     this.count = 0;
-    if (!this.#isPushed(block, nowMs)) this.#claimAround(block, nowMs);
-    else if (!isMarker(page)) return false;
+    if (!this.#isPushed(block, nowMs)) {
+      if (this.#isStray(block)) return false;
+      this.#claimAround(block, nowMs);
+    } else if (!isMarker(page)) return false;
     if (this.#levels[block] === LEVEL_MAX) this.#claimAhead(block, nowMs);
     return this.count > 0;
   }
@@ -76,6 +88,13 @@ export class PushWindows {
   forget(): void {
     this.#pushedAt.fill(0);
     this.#levels.fill(0);
+    this.#strays.fill(0);
+  }
+
+  #isStray(block: number): boolean {
+    if (this.#strays[block]! >= this.#patience || this.#levelFor(block) > 1) return false;
+    this.#strays[block]! += 1;
+    return true;
   }
 
   #isPushed(block: number, nowMs: number): boolean {

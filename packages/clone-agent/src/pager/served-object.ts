@@ -19,7 +19,9 @@ export interface SharedObject {
   readonly entries: SharedArrayBuffer;
   /** One bit for each page that a READ waits for. */
   readonly underWay: SharedArrayBuffer;
-  readonly windows: PushWindowsMemory;
+  /** For pages of zeros, and for pages of layers. */
+  readonly zeroWindows: PushWindowsMemory;
+  readonly layerWindows: PushWindowsMemory;
   /** The order of first faults: how many, then the pages. */
   readonly faults: SharedArrayBuffer;
   /** `Counter` for each thread. */
@@ -33,8 +35,15 @@ export const Counter = {
   refusedReads: 3,
   storedPages: 4,
   replayedPages: 5,
+  aheadPages: 6,
 } as const;
-const COUNTERS = 6;
+const COUNTERS = 7;
+
+/**
+ * A program starts by touching a page here and one there; the fifth of 64 KiB is one of many. Fresh
+ * memory is pushed at the first touch: zeros come from nowhere, and a guest fills what it takes.
+ */
+const LAYER_PATIENCE = 4;
 
 /**
  * Faults that are recorded of an object. A clone's first ones are nearly the same each time (Ustiugov
@@ -61,7 +70,8 @@ export function newSharedObject(
     layers: of.layers,
     entries,
     underWay: new SharedArrayBuffer(Math.ceil(pages / 32) * Int32Array.BYTES_PER_ELEMENT),
-    windows: newPushWindowsMemory(pages),
+    zeroWindows: newPushWindowsMemory(pages),
+    layerWindows: newPushWindowsMemory(pages),
     faults: new SharedArrayBuffer((1 + FAULTS_MAX) * Int32Array.BYTES_PER_ELEMENT),
     counters: new SharedArrayBuffer(THREADS * COUNTERS * Float64Array.BYTES_PER_ELEMENT),
   };
@@ -75,7 +85,8 @@ export function isMemory(objectName: string): boolean {
 export class ServedObject {
   readonly shared: SharedObject;
   readonly paged: PagedObject;
-  readonly windows: PushWindows;
+  readonly zeroWindows: PushWindows;
+  readonly layerWindows: PushWindows;
   readonly isMemory: boolean;
   /** This thread's own; nobody else writes it. */
   readonly counters: Float64Array;
@@ -91,12 +102,19 @@ export class ServedObject {
     this.counters = new Float64Array(shared.counters, thread * bytes, COUNTERS);
     this.#underWay = new Int32Array(shared.underWay);
     this.#faults = new Int32Array(shared.faults);
-    this.windows = new PushWindows(shared.windows, entries.length);
+    this.zeroWindows = new PushWindows(shared.zeroWindows, entries.length);
+    this.layerWindows = new PushWindows(shared.layerWindows, entries.length, LAYER_PATIENCE);
   }
 
   /** Whether the pages can be had without another host. All layers are local in this release. */
   atHand(_firstPage: number, _count: number): boolean {
     return true;
+  }
+
+  /** The kernel forgot the file, and all that was pushed of it. */
+  forgetPushes(): void {
+    this.zeroWindows.forget();
+    this.layerWindows.forget();
   }
 
   count(counter: number, by: number): void {

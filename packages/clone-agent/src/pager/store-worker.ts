@@ -1,7 +1,8 @@
 // The entry of the store thread: pushes pages into the kernel's page cache before they are asked for
-// (zeros around fresh memory, and what clones of this family touch first), and tells the kernel what to forget. It alone writes FUSE_NOTIFY_STORE and _INVAL_…: they
-// take the lock of a page, which a READ of that page holds until it is answered, so this thread may
-// wait for those that answer, and none of them ever waits for it.
+// (what lies around and ahead of a touched page, and what clones of this family touch first), and tells
+// the kernel what to forget. It alone writes FUSE_NOTIFY_STORE and _INVAL_…: they take the lock of a
+// page, which a READ of that page holds until it is answered, so this thread may wait for those that
+// answer, and none of them ever waits for it.
 
 import fs from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
@@ -42,21 +43,22 @@ const mailbox = new Mailbox({
   },
 });
 
-/** Stores the zero pages of a range that no READ waits for, in runs as long as possible. */
-function pushZeros(object: ServedObject, firstPage: number, count: number): void {
+/** Stores the pages of a range of one kind that no READ waits for, in runs as long as possible. */
+function pushRange(object: ServedObject, { firstPage, count, zeros }: StoreJob): void {
   const end = Math.min(firstPage + count, wholePages(object));
   let page = firstPage;
   while (page < end) {
     const start = page;
     const most = Math.min(end, start + STORE_PAGES_MAX);
-    while (page < most && isPushable(object, page)) page += 1;
+    while (page < most && !isMarker(page) && isPushable(object, page, zeros)) page += 1;
     if (page === start) page += 1;
-    else storeZeros(object, start, page - start);
+    else if (zeros) storeZeros(object, start, page - start);
+    else if (!pushFromLayers(object, start, page - start, Counter.aheadPages)) return;
   }
 }
 
-function isPushable(object: ServedObject, page: number): boolean {
-  return object.paged.layerOf(page) === ZERO_PAGE && !isMarker(page) && !object.isUnderWay(page);
+function isPushable(object: ServedObject, page: number, zeros: boolean): boolean {
+  return (object.paged.layerOf(page) === ZERO_PAGE) === zeros && !object.isUnderWay(page);
 }
 
 /** A last page that is not whole can't be stored. */
@@ -88,10 +90,7 @@ function replayAll(): void {
 /** Pushes the pages of an ascending list that lie in layers and that no READ waits for, by runs. */
 function replay(object: ServedObject, list: readonly number[]): void {
   const wanted = (page: number | undefined) =>
-    page !== undefined &&
-    page < wholePages(object) &&
-    object.paged.layerOf(page) !== ZERO_PAGE &&
-    !object.isUnderWay(page);
+    page !== undefined && page < wholePages(object) && isPushable(object, page, false);
   for (let at = 0; at < list.length; ) {
     const first = list[at]!;
     let count = 0;
@@ -100,11 +99,16 @@ function replay(object: ServedObject, list: readonly number[]): void {
     }
     at += Math.max(count, 1);
     if (count === 0) continue;
-    if (!pushFromLayers(object, first, count)) return;
+    if (!pushFromLayers(object, first, count, Counter.replayedPages)) return;
   }
 }
 
-function pushFromLayers(object: ServedObject, firstPage: number, count: number): boolean {
+function pushFromLayers(
+  object: ServedObject,
+  firstPage: number,
+  count: number,
+  counter: number,
+): boolean {
   try {
     object.paged.readInto(pages, firstPage, count);
   } catch (error) {
@@ -113,7 +117,7 @@ function pushFromLayers(object: ServedObject, firstPage: number, count: number):
     return false;
   }
   if (!store(object, firstPage, pages.subarray(0, count * PAGE_BYTES))) return false;
-  object.count(Counter.replayedPages, count);
+  object.count(counter, count);
   return true;
 }
 
@@ -138,7 +142,7 @@ function tellAll(): void {
 }
 
 const jobs = new StoreJobs(data.stores);
-const job: StoreJob = { nodeid: 0, firstPage: 0, count: 0 };
+const job: StoreJob = { nodeid: 0, firstPage: 0, count: 0, zeros: false };
 for (;;) {
   mailbox.enter();
   tellAll();
@@ -146,7 +150,7 @@ for (;;) {
   while (jobs.take(job)) {
     mailbox.enter();
     const object = objects.get(job.nodeid);
-    if (object !== undefined) pushZeros(object, job.firstPage, job.count);
+    if (object !== undefined) pushRange(object, job);
   }
   mailbox.leave();
   jobs.wait();

@@ -4,9 +4,9 @@
 // thread.
 //
 //   i32   0         1 … for each producer
-//        +---------+------+------+---------+------------------------------------------+
-//        | signal  | head | tail | dropped | RING_JOBS × (node low, high, page, count) |
-//        +---------+------+------+---------+------------------------------------------+
+//        +---------+------+------+---------+-------------------------------------------------+
+//        | signal  | head | tail | dropped | RING_JOBS × (node low, high, page, count, zeros) |
+//        +---------+------+------+---------+-------------------------------------------------+
 
 import { THREADS } from './thread-data.js';
 
@@ -18,7 +18,7 @@ const HEAD = 0;
 const TAIL = 1;
 const DROPPED = 2;
 const JOBS = 3;
-const JOB_CELLS = 4;
+const JOB_CELLS = 5;
 const RING_CELLS = JOBS + RING_JOBS * JOB_CELLS;
 const U32 = 2 ** 32;
 
@@ -27,11 +27,12 @@ export function newStoreQueueMemory(): SharedArrayBuffer {
   return new SharedArrayBuffer(cells * Int32Array.BYTES_PER_ELEMENT);
 }
 
-/** Push the zero pages of a range. */
+/** Push the pages of a range: those of zeros, or those of layers. */
 export interface StoreJob {
   nodeid: number;
   firstPage: number;
   count: number;
+  zeros: boolean;
 }
 
 /** A producer's side. */
@@ -45,7 +46,7 @@ export class StoreRequests {
   }
 
   /** Never waits; `false` when the job was dropped. */
-  offer(nodeid: number, firstPage: number, count: number): boolean {
+  offer(nodeid: number, firstPage: number, count: number, zeros: boolean): boolean {
     const cells = this.#cells;
     const head = Atomics.load(cells, this.#ring + HEAD);
     if ((head - Atomics.load(cells, this.#ring + TAIL)) >>> 0 >= RING_JOBS) {
@@ -57,6 +58,7 @@ export class StoreRequests {
     cells[job + 1] = Math.floor(nodeid / U32);
     cells[job + 2] = firstPage;
     cells[job + 3] = count;
+    cells[job + 4] = Number(zeros);
     Atomics.store(cells, this.#ring + HEAD, head + 1);
     this.wake();
     return true;
@@ -100,6 +102,7 @@ export class StoreJobs {
     job.nodeid = (cells[at]! >>> 0) + cells[at + 1]! * U32;
     job.firstPage = cells[at + 2]!;
     job.count = cells[at + 3]!;
+    job.zeros = cells[at + 4] === 1;
     Atomics.store(cells, ring + TAIL, tail + 1);
     return true;
   }

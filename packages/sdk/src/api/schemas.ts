@@ -267,6 +267,8 @@ export const pagerObjectStatsSchema = z.object({
   storedPages: bytes,
   /** Pages pushed because clones of the family touch them first. */
   replayedPages: bytes,
+  /** Pages of layers pushed ahead of a clone that goes through its memory. */
+  aheadPages: bytes,
 });
 export type PagerObjectStats = z.infer<typeof pagerObjectStatsSchema>;
 export const hostStatsSchema = z.object({

@@ -25,9 +25,18 @@ export interface PageCounts {
   readonly layer: number;
   readonly fresh: number;
   readonly replayed: number;
+  readonly ahead: number;
   readonly refused: number;
 }
-const NO_PAGES: PageCounts = { reads: 0, zero: 0, layer: 0, fresh: 0, replayed: 0, refused: 0 };
+const NO_PAGES: PageCounts = {
+  reads: 0,
+  zero: 0,
+  layer: 0,
+  fresh: 0,
+  replayed: 0,
+  ahead: 0,
+  refused: 0,
+};
 const SOURCES = Object.keys(NO_PAGES) as (keyof PageCounts)[];
 
 export interface VmRates {
@@ -116,7 +125,7 @@ function renderPages(
     name,
     ...SOURCES.map((source) => (counts === undefined ? '-' : String(Math.round(counts[source])))),
   ];
-  const head = ['PAGES', 'READS', 'ZERO', 'LAYER', 'FRESH', 'REPLAYED', 'REFUSED'];
+  const head = ['PAGES', 'READS', 'ZERO', 'LAYER', 'FRESH', 'REPLAYED', 'AHEAD', 'REFUSED'];
   return formatTable(head, [row('in all', total), row('per second', rates?.pages)], styleHead);
 }
 
@@ -149,6 +158,7 @@ function pagesByObject({ pager }: HostStats): Map<string, PageCounts> {
         layer: object.localPages,
         fresh: object.storedPages,
         replayed: object.replayedPages,
+        ahead: object.aheadPages,
         refused: object.refusedReads,
       },
     ]),

@@ -166,7 +166,7 @@ function printHost(output: Output, { memory, pool, pager }: HostStats): void {
   if (pager.objects.length === 0) return;
   output.line('');
   output.table(
-    ['OBJECT', 'READS', 'ZERO PAGES', 'LOCAL PAGES', 'REFUSED', 'FRESH', 'REPLAYED'],
+    ['OBJECT', 'READS', 'ZERO PAGES', 'LOCAL PAGES', 'REFUSED', 'FRESH', 'REPLAYED', 'AHEAD'],
     pager.objects.map((object) => [
       `${object.snapshot}/${object.object}`,
       String(object.reads),
@@ -175,6 +175,7 @@ function printHost(output: Output, { memory, pool, pager }: HostStats): void {
       String(object.refusedReads),
       String(object.storedPages),
       String(object.replayedPages),
+      String(object.aheadPages),
     ]),
   );
 }
