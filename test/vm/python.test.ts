@@ -152,7 +152,7 @@ describeVms('a Python program', () => {
       print(json.dumps([*codes, sf.join(ticket)[0].value]))`);
     const bad = 'SF_BAD_REQUEST';
     const agents = ['SF_TICKET_USED', 'SF_TICKET_NOT_FOUND', 'SF_SNAPSHOT_NOT_FOUND'];
-    expect(codes).toEqual([...Array(8).fill(bad), ...agents, bad, bad, bad, 7]);
+    expect(codes).toEqual([...Array(7).fill(bad), ...agents, bad, bad, bad, 7]);
   });
 
   it('that is outside of a VM is told so', async () => {
