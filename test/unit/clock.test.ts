@@ -74,8 +74,19 @@ describe('GuestClock', () => {
     parent.observe(look(7, 100, 1, 1));
     const stood = parent.at(500)!;
     const clone = new GuestClock();
-    clone.start(stood, 800);
+    clone.start(800, { reading: stood, virtualMs: 30 });
     expect(clone.at(1000)!.monotonicMs).toBeCloseTo(stood.monotonicMs + 200, 6);
+  });
+
+  test('the machine tells how long it ran, however late its stop is heard of', () => {
+    const clock = new GuestClock();
+    expect(clock.stoppedAt(40)).toBeUndefined();
+    clock.start(800, { virtualMs: 30 });
+    expect(clock.stoppedAt(42.5)).toBe(812.5);
+    expect(clock.stoppedAt(undefined)).toBeUndefined();
+    expect(clock.at(900)).toBeUndefined();
+    clock.start(900, { virtualMs: undefined });
+    expect(clock.stoppedAt(50)).toBeUndefined();
   });
 });
 

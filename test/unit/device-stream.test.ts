@@ -8,6 +8,7 @@ import {
   findVmcoreinfo,
   parseDeviceState,
   synthesiseStream,
+  virtualClockMs,
 } from '../../packages/clone-agent/src/hypervisor/device-stream.js';
 
 const HEADER = '5145564d00000003';
@@ -139,6 +140,21 @@ function encodeSection(
   footer.writeUInt32BE(index, 1);
   return Buffer.concat([head, section.payload, footer]);
 }
+
+describe('virtualClockMs', () => {
+  const timer =
+    '04000000000574696d65720000000000000002' +
+    '000000027b0c018a 0000000000000000 00000000f49d175d 7e00000000';
+
+  it('is read from a real section', () => {
+    expect(virtualClockMs(hex(HEADER, timer, '00'))).toBe(4103.935837);
+  });
+
+  it('is not known when the section is missing or cut short', () => {
+    expect(virtualClockMs(real)).toBeUndefined();
+    expect(virtualClockMs(hex(HEADER, timer).subarray(0, 50))).toBeUndefined();
+  });
+});
 
 describe('findVmcoreinfo', () => {
   it('reads where the guest put its note', () => {

@@ -291,7 +291,8 @@ export class Images {
     };
     vm.channel = await GuestChannel.connect(vm.qemu.files.port, handlers, { frozen: false });
     await vm.openConsole();
-    await vm.qemu.resume();
+    // The machine's clock begins with its boot.
+    vm.channel.clock.start(await vm.qemu.resume(), { virtualMs: 0 });
     const over = new AbortController();
     const deadline = AbortSignal.any([signal, over.signal]);
     try {

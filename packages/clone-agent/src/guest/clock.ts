@@ -1,8 +1,9 @@
 // What the agent knows of a guest's clock. A time that the agent sends is late by however long the
 // guest takes to read it: half a second when 32 clones start at once. So it is not sent alone: the
-// guest's monotonic clock stands still with the VM and goes on with it, QEMU says when both
-// happened, and what the clock showed then is carried from a VM to its clones. Called by the channel,
-// the freeze and the start of clones; `sf-guestd` sets the clock by the origin that comes of it.
+// guest's monotonic clock stands still with the VM and goes on with it, and what it showed then is
+// carried from a VM to its clones. QEMU says when it goes on, and by the machine's own clock (virtual
+// clock, in the device state) how long it went. Called by the channel, the freeze and the start of
+// clones; `sf-guestd` sets the clock by the origin that comes of it.
 //
 //   host     --- sent --- received ---- stopped · · · · resumed ------ now
 //   guest    ------ monotonicMs ------- reading ======= reading ------ reading + (now - resumed)
@@ -31,10 +32,28 @@ const NANOSECONDS_PER_MS = 1_000_000;
 
 export class GuestClock {
   #known: { readonly reading: ClockReading; readonly hostMs: number } | undefined;
+  #started: { readonly virtualMs: number; readonly hostMs: number } | undefined;
 
-  /** The guest runs since `hostMs`, and its clock showed `reading` then. */
-  start(reading: ClockReading, hostMs: number): void {
-    this.#known = { reading, hostMs };
+  /**
+   * The guest runs since `hostMs`.
+   * @param reading what its clock showed then, if that is known
+   * @param virtualMs what the machine's showed
+   */
+  start(
+    hostMs: number,
+    { reading, virtualMs }: { reading?: ClockReading; virtualMs: number | undefined },
+  ): void {
+    if (reading !== undefined) this.#known = { reading, hostMs };
+    this.#started = virtualMs === undefined ? undefined : { virtualMs, hostMs };
+  }
+
+  /**
+   * When the machine stood still, of which the virtual clock showed `virtualMs` then; undefined when
+   * it is not known since when it ran. The host's times of a stop are worse: QEMU says it late.
+   */
+  stoppedAt(virtualMs: number | undefined): number | undefined {
+    if (virtualMs === undefined || this.#started === undefined) return undefined;
+    return this.#started.hostMs + virtualMs - this.#started.virtualMs;
   }
 
   /** Narrows down what is known; a sample that contradicts it takes its place. */

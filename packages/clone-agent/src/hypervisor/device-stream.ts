@@ -53,6 +53,10 @@ const VMCOREINFO = {
   physicalAddress: 9,
 } as const;
 
+/** Name, instance and version of the first section; then i64 ticks, 8 unused bytes, i64 ns. */
+const TIMER_SECTION = Buffer.from('\x05timer\0\0\0\0\0\0\0\x02', 'latin1');
+const TIMER_CLOCK_OFFSET = 16;
+
 /** Thrown by this file's functions, and nothing else is: the bytes are no device state of QEMU's. */
 export class DeviceStreamError extends Error {
   override readonly name = 'DeviceStreamError';
@@ -116,6 +120,17 @@ export function findVmcoreinfo(stream: Buffer): VmcoreinfoLocation | undefined {
     sizeBytes: payload.readUInt32BE(VMCOREINFO.sizeBytes),
     physicalAddress: payload.readBigUInt64BE(VMCOREINFO.physicalAddress),
   };
+}
+
+/**
+ * What QEMU's virtual clock showed when the machine stood still; undefined when the stream does not
+ * say. It goes on from there in the machine itself, and in every clone.
+ */
+export function virtualClockMs(stream: Buffer): number | undefined {
+  const at = stream.indexOf(TIMER_SECTION);
+  const nanoseconds = at + TIMER_SECTION.length + TIMER_CLOCK_OFFSET;
+  if (at < 0 || stream.length < nanoseconds + 8) return undefined;
+  return Number(stream.readBigInt64BE(nanoseconds)) / 1e6;
 }
 
 /**

@@ -11,6 +11,7 @@ import { layerFailure } from '../freeze/layer-stack.js';
 import { findNoteLocation, type NoteLocation } from '../freeze/vmcoreinfo.js';
 import { encodeResponse, type GuestChannel, type PendingRequest } from '../guest/channel.js';
 import { clockOrigin } from '../guest/clock.js';
+import { virtualClockMs } from '../hypervisor/device-stream.js';
 import type { FreezeRecord } from '../store/journal.js';
 import {
   ramObject,
@@ -76,11 +77,10 @@ export async function freezeVm(
       const { deviceState, stoppedAt, continuedAt, pauseMs, parts } = pause;
       // A file of the agent's own: QEMU could change the one that it wrote.
       fs.writeFileSync(store.deviceState(snapshot), deviceState, { mode: 0o600 });
-      const clock = channel.clock.at(stoppedAt);
-      if (clock !== undefined) {
-        channel.clock.start(clock, continuedAt);
-        clockOriginMs = clockOrigin(clock, continuedAt);
-      }
+      const virtualMs = virtualClockMs(deviceState);
+      const clock = channel.clock.at(channel.clock.stoppedAt(virtualMs) ?? stoppedAt);
+      channel.clock.start(continuedAt, { ...(clock && { reading: clock }), virtualMs });
+      if (clock !== undefined) clockOriginMs = clockOrigin(clock, continuedAt);
       const guest = { ...requests, ...(clock === undefined ? {} : { clock }) };
       await completeSnapshot(vm, snapshot, { store, memory, guest });
       snapshot.freeze = { prepareMs, pauseMs, parts };

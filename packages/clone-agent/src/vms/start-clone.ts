@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { type ChannelHandlers, GuestChannel } from '../guest/channel.js';
 import { clockOrigin } from '../guest/clock.js';
-import { synthesiseStream } from '../hypervisor/device-stream.js';
+import { synthesiseStream, virtualClockMs } from '../hypervisor/device-stream.js';
 import type { SnapshotStore } from '../store/snapshots.js';
 import type { Vm } from './vm.js';
 
@@ -55,7 +55,7 @@ export async function runClone(vm: Vm, start: CloneStart): Promise<void> {
       id: vm.cloneId,
       hostname: vm.id,
       entropy: randomBytes(ENTROPY_BYTES),
-      clockOriginMs: startClock(vm, resumedAt),
+      clockOriginMs: startClock(vm, resumedAt, virtualClockMs(deviceState)),
     } as const;
     vm.times = { startedMs, loadedMs, resumedMs, answeredMs: 0, warm };
     // Its processors run; until the repair is done the channel lets nobody in.
@@ -71,9 +71,13 @@ export async function runClone(vm: Vm, start: CloneStart): Promise<void> {
 }
 
 /** Since its processors run, the clone's monotonic clock goes on from where the snapshot's stood. */
-function startClock(vm: Vm, resumedAt: number | undefined): number | undefined {
+function startClock(
+  vm: Vm,
+  resumedAt: number | undefined,
+  virtualMs: number | undefined,
+): number | undefined {
   const { clock } = vm.base.file.guest;
   if (clock === undefined || resumedAt === undefined) return undefined;
-  vm.channel!.clock.start(clock, resumedAt);
+  vm.channel!.clock.start(resumedAt, { reading: clock, virtualMs });
   return clockOrigin(clock, resumedAt);
 }
