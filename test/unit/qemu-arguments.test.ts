@@ -82,7 +82,7 @@ describe('qemuArguments', () => {
 
   it('makes its sockets in its working folder', () => {
     const parameters = qemuArguments(common);
-    expect(parameters.join(' ')).toContain('path=qmp.sock,server=on');
+    expect(parameters.join(' ')).toContain('path=qmp.sock,server=on,wait=on');
   });
 
   it('keeps commas in paths from starting an option of their own', () => {

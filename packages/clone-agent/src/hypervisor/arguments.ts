@@ -132,7 +132,9 @@ export function qemuArguments(options: QemuArguments): string[] {
     ...['-m', `${Math.ceil(shape.memoryBytes / 1024)}k`],
     ...['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none'],
     ...['-sandbox', SANDBOX],
-    ...['-chardev', socketServer('qmp', files.qmp), '-mon', 'chardev=qmp,mode=control'],
+    // QEMU goes on when the agent has connected: its monitor moves to a thread of its own, and a
+    // connection that is made meanwhile may end up with two that read it.
+    ...['-chardev', socketServer('qmp', files.qmp, 'wait=on'), '-mon', 'chardev=qmp,mode=control'],
     ...['-chardev', socketServer('console', files.console), '-serial', 'chardev:console'],
     ...['-device', 'virtio-serial-pci,max_ports=2'],
     ...['-chardev', socketServer('port', files.port)],
@@ -152,8 +154,8 @@ function acceleratorArgument(accelerator: Accelerator): string {
   return accelerator === 'kvm' ? 'kvm' : `tcg,tb-size=${TRANSLATION_CACHE_MIB}`;
 }
 
-function socketServer(id: string, socketPath: string): string {
-  return `socket,id=${id},path=${quoted(socketPath)},server=on,wait=off`;
+function socketServer(id: string, socketPath: string, wait = 'wait=off'): string {
+  return `socket,id=${id},path=${quoted(socketPath)},server=on,${wait}`;
 }
 
 function diskArguments(diskPath: string | undefined): string[] {

@@ -36,6 +36,8 @@ export const LOAD_TIMEOUT_MS = 60_000;
 /** One that does not answer by then does not go on: its VM is lost. */
 const ADOPT_TIMEOUT_MS = 5_000;
 const QUIT_TIMEOUT_MS = 2_000;
+/** What it says of a socket with `wait=on`. */
+const WAITS = /^.*: info: QEMU waiting for connection on: .*\n/m;
 /** A QEMU that closed its monitor is given this long to end, so that its last words can be told. */
 const LAST_WORDS_TIMEOUT_MS = 2_000;
 /** The descriptor through which QEMU reads its incoming stream. */
@@ -410,7 +412,7 @@ function spawnQemu(options: QemuStartOptions): Supervised {
     pid,
     exited: untilClosed(child),
     kill: () => void child.kill('SIGKILL'),
-    words: () => words.toString('utf8').trim(),
+    words: () => words.toString('utf8').replace(WAITS, '').trim(),
     incoming,
   };
 }
