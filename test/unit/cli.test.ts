@@ -164,10 +164,12 @@ describe('doctor', () => {
     expect(service.vms(false)).toEqual([]);
   });
 
-  test('says that nothing was tried when there is no image', async () => {
+  test('fails as long as there is no image, and says how to build one', async () => {
     await service.removeImage('minimal');
-    const { answer } = await json('doctor');
-    expect(named(answer, 'fork')).toMatchObject([{ status: 'warn' }]);
+    const { code, answer } = await json('doctor');
+    expect(code).toBe(1);
+    const mend = expect.stringContaining('sf image build minimal');
+    expect(named(answer, 'fork')).toMatchObject([{ status: 'fail', mend }]);
   });
 
   test('starts no agent with --quick, and says what was not looked at', async () => {

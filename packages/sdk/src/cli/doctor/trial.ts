@@ -6,15 +6,15 @@ import { SnowforkError } from '../../api/errors.js';
 import type { ImageInfo } from '../../api/schemas.js';
 import type { Host } from '../../host/host.js';
 import { formatDuration } from '../format.js';
-import { fail, ok, warn } from './judge.js';
+import { fail, ok } from './judge.js';
 
 const TRIAL_TIMEOUT_MS = 60_000;
 
-/** Of the images the smallest that can be forked; fails when there are some and none can. */
+/** Of the images the smallest that can be forked; fails when none can. */
 export async function tryFork(host: Host, signal: AbortSignal): Promise<DoctorCheck> {
   const images = await host.images({ signal });
   if (images.length === 0) {
-    return warn('fork', 'not tried, as no image is built', '`sf image build minimal`');
+    return fail('fork', 'no image is built yet', '`sf image build minimal`');
   }
   const reasons: string[] = [];
   for (const image of [...images].sort(bySize)) {
