@@ -13,6 +13,8 @@ import { testHost } from '../support/test-host.js';
 
 const CLONES = 32;
 const CLOCK_ERROR_MS_MAX = 10;
+/** So many of the clones are asked for the time. */
+const CLOCKS = 12;
 /** A QEMU that loses its processor between saying that it runs and running is late by that. */
 const PREEMPTED_MS_MAX = 100;
 const HOOKS = '/etc/snowfork/fork.d';
@@ -62,26 +64,23 @@ describeVms('identity', () => {
 
   it(`the kernel of ${CLONES} clones, their names and their clocks are their own`, async () => {
     const vm = await host.launch('minimal');
-    const parent = `${vm.id} ${await sh(vm, 'hostname; cat /etc/machine-id')}`;
+    const look = `hostname && cat /etc/hostname /etc/machine-id &&
+      head -c 32 /dev/urandom | od -A n -t x1 -w32`;
+    const seen = async (copy: Vm) => (await sh(copy, look)).split('\n');
+    const [name, , machineId] = await seen(vm);
     const clones = clonesOf(await vm.fork(CLONES));
     const errors: number[] = [];
-    for (const copy of [vm, ...clones]) errors.push(await clockErrorMs(copy));
+    for (const copy of [vm, ...clones.slice(0, CLOCKS)]) errors.push(await clockErrorMs(copy));
     errors.sort((a, b) => a - b);
-    expect(errors[CLONES / 2]).toBeLessThan(CLOCK_ERROR_MS_MAX);
+    expect(errors[CLOCKS / 2]).toBeLessThan(CLOCK_ERROR_MS_MAX);
     expect(errors.at(-1)).toBeLessThan(PREEMPTED_MS_MAX);
-    const identities = [parent];
-    const drawn: string[] = [];
-    for (const copy of [vm, ...clones]) {
-      drawn.push(await sh(copy, 'head -c 32 /dev/urandom | od -A n -t x1'));
-      expect(await sh(copy, 'cat /etc/hostname')).toBe(await sh(copy, 'hostname'));
+    const all: string[][] = [];
+    for (const copy of [vm, ...clones]) all.push(await seen(copy));
+    expect(all[0]!.slice(0, 3)).toEqual([name, name, machineId]);
+    for (const [index, clone] of clones.entries()) {
+      expect(all[index + 1]!.slice(0, 2)).toEqual([clone.id, clone.id]);
     }
-    for (const clone of clones) {
-      expect(await sh(clone, 'hostname')).toBe(clone.id);
-      identities.push(`${clone.id} ${await sh(clone, 'hostname; cat /etc/machine-id')}`);
-    }
-    expect(repeated(drawn)).toEqual([]);
-    expect(repeated(identities.flatMap((text) => text.split(/\s+/).at(-1)!))).toEqual([]);
-    expect(`${vm.id} ${await sh(vm, 'hostname; cat /etc/machine-id')}`).toBe(parent);
+    for (const own of [2, 3]) expect(repeated(all.map((values) => values[own]!))).toEqual([]);
   });
 
   it('the clock is right in a clone of a checkpoint that is long past', async () => {
