@@ -84,9 +84,9 @@ describeVms('a hostile guest', () => {
     await screen.shows(`${deed[0]}: begins`);
   }
 
-  async function expectLost(words: string): Promise<void> {
+  async function expectLost(words: string | RegExp): Promise<void> {
     const end = await vm.wait();
-    expect(end).toMatchObject({ how: 'lost', reason: expect.stringContaining(words) });
+    expect(end).toMatchObject({ how: 'lost', reason: expect.stringMatching(words) });
     expect(await rejection(vm.exec('true'))).toMatchObject({ code: 'SF_VM_GONE' });
   }
 
@@ -206,7 +206,8 @@ describeVms('a hostile guest', () => {
         (error: { code?: string }) => error.code,
       );
       expect([['rejected', 'rejected'], 'SF_VM_GONE', 'SF_QEMU_FAILED']).toContainEqual(outcome);
-      await expectLost('the guest powered off, rebooted or panicked');
+      // QEMU 10 may crash when its guest goes in the midst of a save.
+      await expectLost(/the guest powered off, rebooted or panicked|QEMU was killed by SIGSEGV/);
     });
   });
 
