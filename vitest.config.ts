@@ -1,21 +1,19 @@
 import { defineConfig } from 'vitest/config';
-
-/** In a soak no test ends for its length. */
-const limit = (ms: number) => (process.env.SNOWFORK_SOAK === '1' ? 24 * 3_600_000 : ms);
+import { limitMs } from './test/support/soak.js';
 
 // Kinds of tests, from cheap to dear: `unit` needs no VM and no root; `vm` runs real VMs, one file
 // after another, as they share one agent and two cores.
 export default defineConfig({
   test: {
     projects: [
-      { test: { name: 'unit', include: ['test/unit/**/*.test.ts'], testTimeout: limit(30_000) } },
+      { test: { name: 'unit', include: ['test/unit/**/*.test.ts'], testTimeout: limitMs(30_000) } },
       {
         test: {
           name: 'vm',
           include: ['test/vm/**/*.test.ts'],
           fileParallelism: false,
           globalSetup: ['test/support/vm-setup.ts'],
-          testTimeout: limit(120_000),
+          testTimeout: limitMs(120_000),
           hookTimeout: 300_000,
         },
       },

@@ -24,6 +24,10 @@ if (process.env.CI && skipped > 0) {
 } else if (skipped > 0) {
   process.stdout.write(`${skipped} skipped\n`);
 }
+if (sum('passed') + failed + skipped === 0) {
+  process.stdout.write('no test file has such a name\n');
+  failed = 1;
+}
 process.stdout.write(`${sum('passed')} passed, ${failed} failed\n`);
 process.exit(failed === 0 ? 0 : 1);
 

@@ -101,7 +101,7 @@ async function main(): Promise<void> {
   // Again, where all are answered before the workers are there, or before those have gone.
   for (let round = 0; balancer.peak < workersMax && round < ROUNDS_MAX; round++)
     loads.push(await load(url, BUSY_CONNECTIONS, busyRequests));
-  for (let round = 0; round === 0 || (balancer.workers > 0 && round < ROUNDS_MAX); round++)
+  for (let round = 0; round === 0 || (balancer.latest > 0 && round < ROUNDS_MAX); round++)
     loads.push(await load(url, 1, CALM_REQUESTS));
   const { timeline, members } = balancer;
   const report = { loads, timeline, members: members.map((member) => member.report()) };
@@ -173,6 +173,11 @@ class Balancer {
   /** The most workers that there were at a time. */
   get peak(): number {
     return Math.max(0, ...this.timeline.map(({ workers }) => workers));
+  }
+
+  /** The workers of the timeline's end. */
+  get latest(): number {
+    return this.timeline.at(-1)?.workers ?? 0;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

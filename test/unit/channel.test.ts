@@ -84,7 +84,7 @@ async function connected(
       nextExec: () => exec++,
       ...handlers,
     },
-    { frozen: false },
+    { frozen: false, timeoutMs: 10_000 },
   );
   open.push(channel);
   await eventually(() => expect(guests).toHaveLength(1));

@@ -22,7 +22,7 @@ sf-guest join "$2" > /tmp/joined.new 2>&1
 mv /tmp/joined.new /tmp/joined
 `;
 /** After a program has asked for a fork; the last time, when its clones are there. */
-const KILL_DELAYS_MS = [0, 10, 30, 60, 100, undefined];
+const KILL_DELAYS_MS = [0, 5, 20, 40, 60, 90, 130, undefined];
 
 describeVms('an agent that is killed', () => {
   let apart: Awaited<ReturnType<typeof hostApart>>;

@@ -38,7 +38,7 @@ describeVms('the limits of a family', () => {
       expect(await neighbour.hash()).toBe(neighbour.expectedHash());
       // Another family's guests have limits of their own; and the owner's wishes are not limited.
       await sh(neighbour.vm, 'sf-guest ticket 1');
-      expect(clonesOf(await neighbour.vm.fork(5))).toHaveLength(5);
+      expect(clonesOf(await neighbour.vm.fork(7))).toHaveLength(7);
       await endAll(host, apart.state);
     });
 
@@ -50,12 +50,12 @@ describeVms('the limits of a family', () => {
     }
 
     it('a fork bomb at its number of VMs', async () => {
-      await arm({ familyVmsMax: 4 });
+      await arm({ familyVmsMax: 6 });
       await explode('sf-guest fork 2 2>>/tmp/errors');
       await expectRefusedBy('familyVmsMax');
-      await eventually(async () => expect(await membersOf(bomb, false)).toHaveLength(4));
-      for (let look = 0; look < 5; look++) {
-        expect((await membersOf(bomb)).length).toBe(4);
+      await eventually(async () => expect(await membersOf(bomb, false)).toHaveLength(6));
+      for (let look = 0; look < 10; look++) {
+        expect((await membersOf(bomb)).length).toBe(6);
         await sh(neighbour.vm, 'sleep 0.1');
       }
     });

@@ -5,7 +5,7 @@ import type { Host, Vm } from '@snowfork/sdk';
 import { afterAll, expect, it } from 'vitest';
 import { clonesOf, describeVms, endVms, sh } from '../fixtures/guests.js';
 import { eventually } from '../support/eventually.js';
-import { TIMEOUT_MS, times } from '../support/soak.js';
+import { limitMs, times } from '../support/soak.js';
 import { hostApart } from '../support/test-host.js';
 
 const KILLS = times(50, 2000);
@@ -45,7 +45,7 @@ describeVms('a pager under load', () => {
         await endVms(host, [parent]);
       }
     },
-    TIMEOUT_MS,
+    limitMs(300_000),
   );
 });
 

@@ -22,7 +22,7 @@ import {
   openFuse,
   unmountFuse,
 } from '../../packages/clone-agent/src/pager/mount.js';
-import { TIMEOUT_MS, times } from '../support/soak.js';
+import { limitMs, times } from '../support/soak.js';
 
 const TMPFS = '/dev/shm';
 const DISK = '/var/tmp';
@@ -563,7 +563,7 @@ describe.skipIf(!canRun)(`pager${reason && ` (skipped: ${reason})`}`, () => {
         for (const layer of object.layers) fs.rmSync(path.join(run, 'layers', layer));
       }
     },
-    TIMEOUT_MS,
+    limitMs(300_000),
   );
 
   test('a READ that a killed pager had taken is answered by the next one', async () => {

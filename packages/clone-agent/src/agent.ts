@@ -147,6 +147,7 @@ export class Agent implements AgentService {
       log,
       guestFolder: path.join(packageFolder, 'guest'),
       guestKernel: this.#settings.guestKernel,
+      guestTimeoutMs: this.#settings.guestTimeoutMs,
       sdkFolder,
       machineFor: (prepared, cpu) => this.#hypervisor.machineFor(prepared, cpu),
       bootQemu: (snapshot, prepared) => this.#hypervisor.boot(snapshot, this.#store, prepared),

@@ -54,6 +54,7 @@ export interface ImagesContext {
   readonly sdkFolder: string;
   /** Of images that name none. */
   readonly guestKernel: KernelChoice | undefined;
+  readonly guestTimeoutMs: number;
   /** What this host would run the image on; probes the accelerator with the image's own kernel. */
   machineFor(prepared: PreparedImage, cpuModel: string | undefined): Promise<Machine>;
   /** Starts a QEMU that boots the image with RAM and disk of `snapshot`. */
@@ -289,7 +290,10 @@ export class Images {
       log: (bytes) => vm.logs.push(bytes),
       lost: (reason) => ready.reject(new SnowforkError('SF_GUEST_NOT_READY', reason)),
     };
-    vm.channel = await GuestChannel.connect(vm.qemu.files.port, handlers, { frozen: false });
+    vm.channel = await GuestChannel.connect(vm.qemu.files.port, handlers, {
+      frozen: false,
+      timeoutMs: this.#context.guestTimeoutMs,
+    });
     await vm.openConsole();
     // The machine's clock begins with its boot.
     vm.channel.clock.start(await vm.qemu.resume(), { virtualMs: 0 });

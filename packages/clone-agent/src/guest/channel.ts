@@ -29,8 +29,6 @@ import { FrameIntake } from './frame-intake.js';
 export const REQUESTS_PENDING_MAX = 256;
 /** Commands of one guest that may run at a time. */
 export const EXECS_MAX = 256;
-/** For a guest of which nobody says how long it may take. */
-const ANSWER_TIMEOUT_MS = 10_000;
 
 /** A program's request that waits for its answer; copied, unanswered, into every clone. */
 export interface PendingRequest {
@@ -84,7 +82,7 @@ export interface ChannelOptions {
   /** The guest is a clone whose port begins with RESUME. */
   readonly frozen: boolean;
   /** A guest that takes longer to become quiet, or to come back, is not ready. */
-  readonly timeoutMs?: number;
+  readonly timeoutMs: number;
 }
 
 export class GuestChannel {
@@ -113,7 +111,7 @@ export class GuestChannel {
   private constructor(socket: net.Socket, handlers: ChannelHandlers, options: ChannelOptions) {
     this.#socket = socket;
     this.#handlers = handlers;
-    this.#timeoutMs = options.timeoutMs ?? ANSWER_TIMEOUT_MS;
+    this.#timeoutMs = options.timeoutMs;
     this.#held = options.frozen ? [] : undefined;
     this.#intake = new FrameIntake(socket, {
       take: (frame) => this.#take(frame),

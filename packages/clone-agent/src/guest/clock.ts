@@ -41,7 +41,7 @@ export class GuestClock {
    */
   start(
     hostMs: number,
-    { reading, virtualMs }: { reading?: ClockReading; virtualMs: number | undefined },
+    { reading, virtualMs }: { reading?: ClockReading | undefined; virtualMs: number | undefined },
   ): void {
     if (reading !== undefined) this.#known = { reading, hostMs };
     this.#started = virtualMs === undefined ? undefined : { virtualMs, hostMs };

@@ -79,7 +79,7 @@ export async function freezeVm(
       fs.writeFileSync(store.deviceState(snapshot), deviceState, { mode: 0o600 });
       const virtualMs = virtualClockMs(deviceState);
       const clock = channel.clock.at(channel.clock.stoppedAt(virtualMs) ?? stoppedAt);
-      channel.clock.start(continuedAt, { ...(clock && { reading: clock }), virtualMs });
+      channel.clock.start(continuedAt, { reading: clock, virtualMs });
       if (clock !== undefined) clockOriginMs = clockOrigin(clock, continuedAt);
       const guest = { ...requests, ...(clock === undefined ? {} : { clock }) };
       await completeSnapshot(vm, snapshot, { store, memory, guest });

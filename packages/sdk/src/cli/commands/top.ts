@@ -25,8 +25,8 @@ export const top: CommandSpec = {
   details:
     'q or Ctrl-C leaves. READS are page faults that reached the pager; ZERO pages were free or ' +
     'zero in the parent, LAYER pages were read from a layer, FRESH, REPLAYED and AHEAD ones were ' +
-    'pushed before anybody asked, REFUSED reads asked for more than was at hand. Where the output is no ' +
-    'terminal, and with --json, one sample follows the other.',
+    'pushed before anybody asked, REFUSED reads asked for more than was at hand. Where the ' +
+    'output is no terminal, and with --json, one sample follows the other.',
   options: [
     {
       flags: '-i, --interval <seconds>',
