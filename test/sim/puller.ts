@@ -51,6 +51,10 @@ export class Puller implements PageSink {
     this.fault();
   }
 
+  get hasStarted(): boolean {
+    return this.#pull.pages.length > 0;
+  }
+
   /** All faults are settled. */
   get isDone(): boolean {
     return this.#faults.size === 0 && this.#next >= this.#pull.pages.length;

@@ -93,6 +93,8 @@ interface Want {
   readonly page: number;
   urgency: Urgency;
   attempts: number;
+  /** Times that it was asked for and nothing at all came from the server. */
+  silences: number;
   wantedMs: number;
   askedMs: number;
   deadlineMs: number;
@@ -122,6 +124,7 @@ export class PageReceiver {
   readonly #newestAskedMs: [number, number] = [0, 0];
   #serverId = -1;
   #receiversLog2 = 0;
+  #heardMs = Number.NEGATIVE_INFINITY;
   #groupHeardMs = Number.NEGATIVE_INFINITY;
   #deadlineMs = Number.POSITIVE_INFINITY;
   #drawAtMs = 0;
@@ -233,6 +236,7 @@ export class PageReceiver {
     (isGroup ? this.#group : this.#unicast).came(head.sequence, bytes);
     const { received } = this.counts;
     countDatagram(isGroup ? received.group : received.unicast, bytes);
+    this.#heardMs = nowMs;
     if (isGroup) this.#groupHeardMs = nowMs;
     if (this.#reportAtMs !== Number.POSITIVE_INFINITY) return;
     // Drawn from the whole time, or all receivers of a group would report at once.
@@ -332,9 +336,11 @@ export class PageReceiver {
   }
 
   #ask(want: Want, nowMs: number): void {
+    // A server that is heard has only lost this page on the way; one that is not may be overloaded.
+    if (want.attempts > 0 && this.#heardMs < want.askedMs) want.silences++;
     want.attempts++;
     want.askedMs = nowMs;
-    const timeoutMs = this.#roundTrips[want.urgency].timeoutMs() * 2 ** (want.attempts - 1);
+    const timeoutMs = this.#roundTrips[want.urgency].timeoutMs() * 2 ** want.silences;
     const jitter = 1 + RETRY_JITTER * this.#options.random();
     want.deadlineMs = nowMs + Math.min(timeoutMs, RETRY_MS_MAX) * jitter;
     this.#deadlineMs = Math.min(this.#deadlineMs, want.deadlineMs);
@@ -456,7 +462,8 @@ export class PageReceiver {
 }
 
 function newWant(layer: number, page: number, urgency: Urgency, wantedMs: number): Want {
-  return { layer, page, urgency, attempts: 0, wantedMs, askedMs: wantedMs, deadlineMs: wantedMs };
+  const never = { attempts: 0, silences: 0, askedMs: wantedMs, deadlineMs: wantedMs };
+  return { layer, page, urgency, wantedMs, ...never };
 }
 
 function reasonOf(want: Want): Reason {
