@@ -93,7 +93,7 @@ test('where multicast does not reach the same comes by unicast; when it does aga
 test(
   'whatever the network does, pages come right or are reported lost',
   () => {
-    withSeeds(times(25, 100_000), (seed) => {
+    withSeeds(times(15, 100_000), (seed) => {
       const world = new World({
         seed,
         pageCount: 512,

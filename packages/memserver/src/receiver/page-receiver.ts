@@ -51,6 +51,8 @@ const EXPIRE_MS = 500;
 /** Of a large group only so many ask for prefetch at a time: all get the answers. */
 const ASKERS_LOG2 = 3;
 const DRAW_AGAIN_MS_MIN = 5;
+/** Others are followed when so much of a window comes for nothing in that time: a quarter of 1 Gbit/s. */
+const FOLLOW_SHARE = 1 / 8;
 
 /** Why a page was handed over. */
 export type Reason = 'demand' | 'prefetch' | 'others';
@@ -122,6 +124,8 @@ export class PageReceiver {
   readonly #requests = [new RequestRuns(), new RequestRuns()] as const;
   /** By urgency: when the last of the pages that came at the first attempt was asked for. */
   readonly #newestAskedMs: [number, number] = [0, 0];
+  /** Came for others since it was last thought of asking. */
+  #unaskedPages = 0;
   #serverId = -1;
   #receiversLog2 = 0;
   #heardMs = Number.NEGATIVE_INFINITY;
@@ -306,6 +310,7 @@ export class PageReceiver {
     }
     const reason = want === undefined ? 'others' : reasonOf(want);
     if (want !== undefined) this.#settle(want);
+    else this.#unaskedPages++;
     if (want?.attempts === 1) this.#measure(want, nowMs);
     this.#reassembly.drop(key);
     this.counts.pages[reason]++;
@@ -388,12 +393,23 @@ export class PageReceiver {
     const { windowPages } = this.#prefetch;
     const room = windowPages - (this.#wants.size - this.#demands);
     if (this.#prefetch.runCount === 0 || room < windowPages / 2) return;
-    if (this.delivery === CHANNEL.group && !this.#drawsToAsk()) {
+    if (this.delivery === CHANNEL.group && !(this.#isLead(windowPages) && this.#drawsToAsk())) {
       const waitMs = Math.max(this.#networkRoundTripMs(), DRAW_AGAIN_MS_MIN);
       this.#drawAtMs = nowMs + waitMs * (0.5 + this.#options.random());
       return;
     }
     this.#prefetch.take(room, (layer, page) => this.#wantAhead(layer, page, nowMs));
+  }
+
+  /**
+   * Whether to ask, and not to follow: while others make the server send what is wanted here too, all
+   * of that is for nothing. One that comes late so gets the rest with the others, and then asks for
+   * what it missed, like all that came late.
+   */
+  #isLead(windowPages: number): boolean {
+    const isLead = this.#unaskedPages < windowPages * FOLLOW_SHARE;
+    this.#unaskedPages = 0;
+    return isLead;
   }
 
   #drawsToAsk(): boolean {

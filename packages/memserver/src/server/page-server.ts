@@ -39,6 +39,8 @@ const UNDER_WAY_MS_MAX = 1000;
 /** Unicast when fewer receivers than this, beside the one that asks, are likely to lack the page. */
 const END_GAME_OTHERS = 0.25;
 const SURVEY_MS = 50;
+/** After a receiver came: those that follow soon must know how many they are. */
+const SURVEY_NEW_MS = 1;
 /** Lets receivers find out that multicast reaches them, and that the last datagrams were lost. */
 const SIGN_OF_LIFE_MS = 200;
 /** A report speaks for pacing of so long ago. */
@@ -119,13 +121,16 @@ export class PageServer {
     const nowMs = this.#clock();
     const groupSequence = this.#group.sequence;
     const of = { from, delivery, nowMs, groupSequence };
+    const before = this.#receivers.size;
     const receiver = this.#receivers.heard(senderId, of);
     if (receiver === undefined) {
       this.counts.receiversRefused++;
       return;
     }
     this.#heardMs = nowMs;
-    if (this.#surveyAtMs === Number.POSITIVE_INFINITY) this.#surveyAtMs = nowMs;
+    if (this.#receivers.size > before) {
+      this.#surveyAtMs = Math.min(this.#surveyAtMs, nowMs + SURVEY_NEW_MS);
+    }
     if (request !== undefined) this.#takeRequest(request, receiver, nowMs);
     if (report !== undefined) {
       this.counts.reports++;

@@ -4,6 +4,8 @@
 
 /** Loss up to this share is no reason to be slower. */
 export const LOSS_TOLERATED = 0.15;
+/** Assumed before anything is known: the first repairs are likely to be of use to others. */
+const LOSS_START = 0.05;
 /** Fewer datagrams in a report say nothing. */
 const SAMPLE_MIN = 20;
 const RAISE = 1.25;
@@ -18,7 +20,7 @@ export class ReceiverRate {
   /** Bytes per second. */
   ceiling: number;
   /** Share of datagrams that did not come, smoothed. */
-  loss = 0;
+  loss = LOSS_START;
   readonly #ceilingMax: number;
 
   constructor(of: { start: number; max: number }) {
