@@ -1,7 +1,7 @@
 // The world's faults: what is lost, gone, cut off, or never was there. A page that somebody waits for
 // comes with the right bytes (`Puller` compares them), or is reported lost with the reason.
 
-import { CHANNEL } from '@snowfork/memserver';
+import { CHANNEL, DEMANDS_MAX } from '@snowfork/memserver';
 import { expect, test } from 'vitest';
 import { TIMEOUT_MS, times } from '../support/soak.js';
 import { LAYER } from './origin.js';
@@ -70,6 +70,28 @@ test('a page that the server does not hold is lost at once, and no other', () =>
   world.run(() => puller.isDone, 100);
   expect([...puller.lost]).toEqual([[17, 'absent']]);
   expect(puller.heldPages).toBe(63);
+});
+
+test('more faults than a receiver takes are refused', () => {
+  const world = new World({ seed: 11, pageCount: 8192 });
+  const { receiver } = world.addReceiver();
+  const taken = pagesFrom(0, DEMANDS_MAX + 1).filter((page) => receiver.demand(LAYER, page));
+  expect(taken.length).toBe(DEMANDS_MAX);
+  expect(receiver.demand(LAYER, 0)).toBe(true); // is waited for already
+  expect(receiver.counts.demandsRefused).toBe(1);
+});
+
+test('prefetch that is stopped ends with what was asked for', () => {
+  const world = new World({ seed: 12, pageCount: 8192 });
+  const other = world.addReceiver();
+  other.receiver.prefetch(LAYER, 0, 8192);
+  world.poke(other);
+  world.runFor(10);
+  other.receiver.stopPrefetch();
+  world.runFor(1000);
+  expect(other.heldPages).toBeGreaterThan(0);
+  expect(other.hasAll).toBe(false);
+  expect(other.receiver.outstanding.prefetch).toBe(0);
 });
 
 test('where multicast does not reach the same comes by unicast; when it does again, by multicast', () => {

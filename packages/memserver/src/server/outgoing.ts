@@ -25,7 +25,7 @@ import type { SentPages } from './sent-pages.js';
 
 /** Where the server's pages come from: the files of layers. */
 export interface PageSource {
-  /** Puts a page at `offset`; `false` when it does not hold the page. */
+  /** Puts a page at `offset`; `false` when it does not hold the page, or can't read it. */
   readPage(layer: number, page: number, target: Buffer, offset: number): boolean;
 }
 
