@@ -18,10 +18,6 @@ export class ChannelWatch {
     this.#bytes += bytes;
   }
 
-  get isSilent(): boolean {
-    return this.#received === 0;
-  }
-
   /** Since the last report. */
   takeReport(): ChannelReport {
     const expected = Math.max(0, aheadOf(this.highest, this.#reportedHighest));

@@ -6,7 +6,8 @@ import { CHANNEL, type Channel, type ChannelReport } from '../wire/datagrams.js'
 
 /** With more than this share lost, the group is faster than this host can take. */
 const LEAVE_LOSS = 0.4;
-const LEAVE_REPORTS = 3;
+/** The group's rate follows its receivers, but not at once. */
+const LEAVE_REPORTS = 20;
 const SAMPLE_MIN = 20;
 /** Until the next try, doubled after each that fails. */
 const STAY_OUT_MS_MIN = 2000;

@@ -42,11 +42,12 @@ const RETRY_MS_MAX = 1000;
 const OVERTAKEN_MS = 1;
 /** Shares out retries of hosts that lost the same datagram, so that the first answer serves all. */
 const RETRY_JITTER = 0.25;
-/** After so many times of asking, with nothing from the group at all, it is asked for by unicast. */
+/** After so many times of asking, with nothing from the group for so long, it is asked by unicast. */
 const SILENT_ATTEMPTS = 2;
-const REPORT_MS = 50;
-/** Larger groups report more rarely, so that the server gets 5,000 reports a second at most. */
-const REPORT_GROUP_LOG2 = 8;
+const SILENT_MS = 100;
+const REPORT_MS = 20;
+/** Larger groups report more rarely, so that the server gets 3,200 reports a second. */
+const REPORT_GROUP_LOG2 = 6;
 const EXPIRE_MS = 500;
 /** Of a large group only so many ask for prefetch at a time: all get the answers. */
 const ASKERS_LOG2 = 3;
@@ -380,7 +381,7 @@ export class PageReceiver {
       } else if (nowMs - want.wantedMs >= this.#options.lostAfterMs) {
         this.#lose(want, 'timeout');
       } else {
-        const isSilent = this.#groupHeardMs < want.wantedMs;
+        const isSilent = nowMs - Math.max(this.#groupHeardMs, want.wantedMs) >= SILENT_MS;
         if (want.attempts >= SILENT_ATTEMPTS && isSilent) this.#membership.groupIsSilent();
         this.counts.pagesRetried++;
         this.#ask(want, nowMs);

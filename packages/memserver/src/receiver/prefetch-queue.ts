@@ -3,7 +3,8 @@
 
 /** Runs, not pages: a layer that is pulled whole is one. */
 export const PREFETCH_RUNS_MAX = 4096;
-export const WINDOW_PAGES_MIN = 16;
+/** What a page in demand has to wait for at most, when it all waits in one queue: 1.3 ms of 100 Mbit/s. */
+export const WINDOW_PAGES_MIN = 4;
 /** 1 MiB: 8 ms of 1 Gbit/s. */
 export const WINDOW_PAGES_MAX = 256;
 const WINDOW_CUT = 0.7;

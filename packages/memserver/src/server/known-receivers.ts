@@ -125,11 +125,12 @@ export function applyReport(
   for (const channel of ['group', 'unicast'] as const) {
     const { expected, received, bytes } = report[channel];
     const wireBytes = bytes + received * WIRE_OVERHEAD_BYTES;
-    const bytesPerSecond = (wireBytes * 1000) / report.intervalMs;
+    const ms = report.intervalMs;
     receiver[channel].report({
       expected,
       received,
-      bytesPerSecond,
+      wireBytes,
+      ms,
       wasLimited: wasLimited[channel],
     });
   }

@@ -38,7 +38,7 @@ const UNDER_WAY_SLACK_MS = 2;
 const UNDER_WAY_MS_MAX = 1000;
 /** Unicast when fewer receivers than this, beside the one that asks, are likely to lack the page. */
 const END_GAME_OTHERS = 0.25;
-const SURVEY_MS = 50;
+const SURVEY_MS = 20;
 /** After a receiver came: those that follow soon must know how many they are. */
 const SURVEY_NEW_MS = 1;
 /** Lets receivers find out that multicast reaches them, and that the last datagrams were lost. */
@@ -46,7 +46,7 @@ const SIGN_OF_LIFE_MS = 200;
 /** A report speaks for pacing of so long ago. */
 const LIMITED_MS = 200;
 /** What is assumed of a receiver, as a share of the link's rate, before it reports. */
-const RATE_START = 0.5;
+const RATE_START = 0.1;
 
 export interface PageServerOptions {
   readonly key: SnapshotKey;
@@ -144,8 +144,7 @@ export class PageServer {
   advance(): number {
     const nowMs = this.#clock();
     if (nowMs >= this.#surveyAtMs) this.#survey(nowMs);
-    const receivers = Math.max(this.counts.now.groupReceivers, 1);
-    const now = { ms: nowMs, receiversLog2: Math.ceil(Math.log2(receivers)) };
+    const now = { ms: nowMs, receiversLog2: this.#receiversLog2 };
     if (nowMs >= this.#signOfLifeAtMs) {
       this.#outgoing.sendSignOfLife(this.#group, now);
       this.#groupSentMs = nowMs;
@@ -190,7 +189,7 @@ export class PageServer {
     const sent = this.#sent.find(pageKey(layer, page));
     if (sent !== undefined) {
       const roundTripMs = request.roundTripUs / 1000;
-      const windowMs = roundTripMs * UNDER_WAY_ROUND_TRIPS + UNDER_WAY_SLACK_MS;
+      const windowMs = roundTripMs * UNDER_WAY_ROUND_TRIPS + this.#slackMs;
       const isRecent = nowMs - sent.sentMs < Math.min(windowMs, UNDER_WAY_MS_MAX);
       if (isRecent && aheadOf(sent.sequence, request.seen) > 0) pieces &= ~sent.pieces;
       if (pieces === 0) return 'under way';
@@ -202,6 +201,15 @@ export class PageServer {
     const outcome = this.#enqueue(this.#group, request.urgency, asked);
     if (outcome === 'added') receiver.queuedPages++;
     return outcome;
+  }
+
+  /** How late a request may come: the more receivers there are, the more of them come at once. */
+  get #slackMs(): number {
+    return UNDER_WAY_SLACK_MS * (1 + this.#receiversLog2 / 2);
+  }
+
+  get #receiversLog2(): number {
+    return Math.ceil(Math.log2(Math.max(this.counts.now.groupReceivers, 1)));
   }
 
   #piecesOf(run: RequestRun): number {
