@@ -67,8 +67,8 @@ test('hosts that come late share what is still to come, and then what they misse
   expect(share(run({ ...crowd, receivers: 16 }))).toBeLessThan(2);
 });
 
-// One that loses a tenth lacks a tenth of the pieces, and of those again. Of several, each lacks another
-// tenth: what few lack goes to each of them, what many are likely to lack to all.
+// One that loses a tenth lacks a tenth of the pieces, and of those again. Of several, each lacks
+// another tenth: what few lack goes to each of them, what many are likely to lack to all.
 test.each([
   [1, 1.25],
   [8, 1.9],

@@ -1,5 +1,5 @@
-// The world's faults: what is lost, gone, cut off, or never was there. A page that somebody waits for
-// comes with the right bytes (`Puller` compares them), or is reported lost with the reason.
+// The world's faults: what is lost, gone, cut off, or never was there. A page that somebody waits
+// for comes with the right bytes (`Puller` compares them), or is reported lost with the reason.
 
 import { CHANNEL, DEMANDS_MAX } from '@snowfork/memserver';
 import { expect, test } from 'vitest';
@@ -33,7 +33,7 @@ test('a memory server that is restarted is asked again, and nothing is lost', ()
   for (const { lost } of pullers) expect(lost.size).toBe(0);
 });
 
-test('when the origin is gone faults stall, and are lost with the reason after the set time', () => {
+test('when the origin is gone faults stall, and are lost after the set time', () => {
   const world = new World({ seed: 4, pageCount: 64 });
   const puller = world.addReceiver({ lostAfterMs: 5000 });
   world.serverHost.isCutOff = true;
@@ -94,7 +94,7 @@ test('prefetch that is stopped ends with what was asked for', () => {
   expect(other.receiver.outstanding.prefetch).toBe(0);
 });
 
-test('where multicast does not reach the same comes by unicast; when it does again, by multicast', () => {
+test('where multicast does not reach, pages come by unicast, until it does', () => {
   const world = new World({ seed: 10, pageCount: 1024 });
   const pullers = [world.addReceiver(), world.addReceiver()];
   const [cut, other] = pullers as [(typeof pullers)[0], (typeof pullers)[0]];

@@ -1,6 +1,6 @@
-// The simulator's network: hosts with a link each to one switch that multicasts. Links have a rate and a
-// queue that overflows; datagrams are lost, doubled, delayed and overtaken; hosts are cut off. Knows
-// nothing of what the datagrams say.
+// The simulator's network: hosts with a link each to one switch that multicasts. Links have a rate
+// and a queue that overflows; datagrams are lost, doubled, delayed and overtaken; hosts are cut
+// off. Knows nothing of what the datagrams say.
 
 import type { Clockwork } from './clockwork.js';
 import type { Seeded } from './seeded.js';

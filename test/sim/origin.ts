@@ -1,5 +1,5 @@
-// The simulator's layer: pages whose bytes follow from their numbers, some of them all zero, some not
-// there. Every page that is delivered is compared with it.
+// The simulator's layer: pages whose bytes follow from their numbers, some of them all zero, some
+// not there. Every page that is delivered is compared with it.
 
 import { PAGE_BYTES, type PageSource } from '@snowfork/memserver';
 import type { Seeded } from './seeded.js';

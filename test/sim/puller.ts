@@ -1,5 +1,6 @@
-// A receiver and its caller, as a pager would be: faults on pages one after another or several at once,
-// keeps what comes, asked for or not, and checks every byte of it. Part of the simulator (`world.ts`).
+// A receiver and its caller, as a pager would be: faults on pages one after another or several at
+// once, keeps what comes, asked for or not, and checks every byte of it. Part of the simulator
+// (`world.ts`).
 
 import assert from 'node:assert/strict';
 import {

@@ -1,5 +1,5 @@
-// How receivers stand in each other's way, or do not: prefetch and demand, fast hosts and slow ones,
-// members and strangers.
+// How receivers stand in each other's way, or do not: prefetch and demand, fast hosts and slow
+// ones, members and strangers.
 
 import { CHANNEL, DATAGRAM, encodeRequest, Sealer, URGENCY } from '@snowfork/memserver';
 import { expect, test } from 'vitest';
@@ -74,7 +74,10 @@ test('one of four hosts that hangs costs the others its share', () => {
 /** Where a datagram says whose it is (docs/internals/formats.md). */
 const SENDER_BYTES = { from: 10, to: 16 } as const;
 
-/** Sends what it overheard, again and spoilt, to everybody, 50,000 times a second, until it is stopped. */
+/**
+ * Sends what it overheard, again and spoilt, to everybody, 50,000 times a second, until it is
+ * stopped.
+ */
 function attack(world: World): { stop: () => void } {
   const { network, seeded, serverHost, clockwork } = world;
   const victims = [...network.hosts];

@@ -1,5 +1,5 @@
-// The simulator: a memory server, its receivers, a network between them, and what must hold at every
-// step. The protocol's own code runs; only time, randomness and the network are made here.
+// The simulator: a memory server, its receivers, a network between them, and what must hold at
+// every step. The protocol's own code runs; only time, randomness and the network are made here.
 
 import assert from 'node:assert/strict';
 import {

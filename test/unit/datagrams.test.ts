@@ -1,5 +1,5 @@
-// The bodies of datagrams: what was encoded is decoded, whatever is not exactly right is refused, and
-// pages are cut so that they fit.
+// The bodies of datagrams: what was encoded is decoded, whatever is not exactly right is refused,
+// and pages are cut so that they fit.
 
 import {
   BODY_BYTES_MIN,

@@ -1,5 +1,5 @@
-// Pacing: a token bucket never lets more through than its rate and one burst; a receiver's rate follows
-// what arrives, and is not talked down by a path that loses some of everything.
+// Pacing: a token bucket never lets more through than its rate and one burst; a receiver's rate
+// follows what arrives, and is not talked down by a path that loses some of everything.
 
 import { TokenBucket } from '@snowfork/memserver';
 import fc from 'fast-check';

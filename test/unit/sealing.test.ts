@@ -1,5 +1,5 @@
-// Sealed datagrams: only what a member sealed, once and for this snapshot, is opened; everything else is
-// dropped with its reason and changes nothing.
+// Sealed datagrams: only what a member sealed, once and for this snapshot, is opened; everything
+// else is dropped with its reason and changes nothing.
 
 import {
   DATAGRAM,

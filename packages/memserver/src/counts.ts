@@ -1,5 +1,5 @@
-// Counters of the memory server's two sides, as `sf stats` and `/metrics` show them. Plain numbers that
-// only grow, but for those called `now`. Written by server and receiver, read by anybody.
+// Counters of the memory server's two sides, as `sf stats` and `/metrics` show them. Plain numbers
+// that only grow, but for those called `now`. Written by server and receiver, read by anybody.
 
 import { DROP_REASONS, type DropReason } from './wire/sealing.js';
 

@@ -1,5 +1,5 @@
-// What came by one channel, and by the gaps in its sequence numbers what did not: for reports. Two in
-// each receiver, group and unicast.
+// What came by one channel, and by the gaps in its sequence numbers what did not: for reports. Two
+// in each receiver, group and unicast.
 
 import type { ChannelReport } from '../wire/datagrams.js';
 import { aheadOf, NO_SEQUENCE } from '../wire/sequence.js';

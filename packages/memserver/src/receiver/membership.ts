@@ -1,6 +1,6 @@
 // Whether this host is in the snapshot's group, and whether pages are asked for by the group or by
-// unicast. Found out by what comes, not set: where nothing comes by multicast, or too little of it, the
-// same goes by unicast. Decides; the receiver tells the server and the caller.
+// unicast. Found out by what comes, not set: where nothing comes by multicast, or too little of it,
+// the same goes by unicast. Decides; the receiver tells the server and the caller.
 
 import { CHANNEL, type Channel, type ChannelReport } from '../wire/datagrams.js';
 

@@ -1,7 +1,7 @@
-// Fetches the pages of one snapshot from one memory server: asks, asks again, puts pages together, and
-// hands over what came, asked for or not. Keeps no pages: that is the caller's part (`PageSink`). Has no
-// clock, no randomness and no socket of its own: `receive` what came, `advance` when it says so.
-// `docs/internals/multicast.md` says why it asks as it does.
+// Fetches the pages of one snapshot from one memory server: asks, asks again, puts pages together,
+// and hands over what came, asked for or not. Keeps no pages: that is the caller's part
+// (`PageSink`). Has no clock, no randomness and no socket of its own: `receive` what came,
+// `advance` when it says so. `docs/internals/multicast.md` says why it asks as it does.
 
 import { countDatagram, newReceiverCounts, type ReceiverCounts } from '../counts.js';
 import { pageKey } from '../page-key.js';
@@ -38,11 +38,15 @@ const DEMAND_TIMEOUT_MIN_MS = 4;
 /** Demand overtakes it in the server's queues. */
 const PREFETCH_TIMEOUT_MIN_MS = 20;
 const RETRY_MS_MAX = 1000;
-/** A page is lost when one that was asked for so much later has come: the server keeps to the order. */
+/**
+ * A page is lost when one that was asked for so much later has come: the server keeps to the order.
+ */
 const OVERTAKEN_MS = 1;
 /** Shares out retries of hosts that lost the same datagram, so that the first answer serves all. */
 const RETRY_JITTER = 0.25;
-/** After so many times of asking, with nothing from the group for so long, it is asked by unicast. */
+/**
+ * After so many times of asking, with nothing from the group for so long, it is asked by unicast.
+ */
 const SILENT_ATTEMPTS = 2;
 const SILENT_MS = 100;
 const REPORT_MS = 20;
@@ -52,7 +56,10 @@ const EXPIRE_MS = 500;
 /** Of a large group only so many ask for prefetch at a time: all get the answers. */
 const ASKERS_LOG2 = 3;
 const DRAW_AGAIN_MS_MIN = 5;
-/** Others are followed when so much of a window comes for nothing in that time: a quarter of 1 Gbit/s. */
+/**
+ * Others are followed when so much of a window comes for nothing in that time: a quarter of 1
+ * Gbit/s.
+ */
 const FOLLOW_SHARE = 1 / 8;
 
 /** Why a page was handed over. */
@@ -65,7 +72,9 @@ export interface PageSink {
   /** A page's bytes are at `offset`, until this returns. */
   onPage(layer: number, page: number, bytes: Buffer, offset: number, reason: Reason): void;
   onZeroPage(layer: number, page: number, reason: Reason): void;
-  /** A page that was asked for will not come. It is the caller who says what becomes of its fault. */
+  /**
+   * A page that was asked for will not come. It is the caller who says what becomes of its fault.
+   */
   onLost(layer: number, page: number, lost: LostReason, reason: Reason): void;
   /** Whether the caller has the page, so that it need not come again. */
   isHeld(layer: number, page: number): boolean;
@@ -158,8 +167,8 @@ export class PageReceiver {
   }
 
   /**
-   * Somebody waits for this page: it comes, or is reported lost. `false` when too many are waited for;
-   * then ask again when one has come. Then call `advance`.
+   * Somebody waits for this page: it comes, or is reported lost. `false` when too many are waited
+   * for; then ask again when one has come. Then call `advance`.
    */
   demand(layer: number, page: number): boolean {
     const key = pageKey(layer, page);
@@ -210,7 +219,9 @@ export class PageReceiver {
     if (piece !== undefined) this.#takePiece(piece, nowMs);
   }
 
-  /** Asks for what is to be asked for now. Call it again at the time that it returns, at the latest. */
+  /**
+   * Asks for what is to be asked for now. Call it again at the time that it returns, at the latest.
+   */
   advance(): number {
     const nowMs = this.#options.clock();
     for (const want of this.#fresh) if (this.#isWanted(want)) this.#ask(want, nowMs);
@@ -403,9 +414,9 @@ export class PageReceiver {
   }
 
   /**
-   * Whether to ask, and not to follow: while others make the server send what is wanted here too, all
-   * of that is for nothing. One that comes late so gets the rest with the others, and then asks for
-   * what it missed, like all that came late.
+   * Whether to ask, and not to follow: while others make the server send what is wanted here too,
+   * all of that is for nothing. One that comes late so gets the rest with the others, and then asks
+   * for what it missed, like all that came late.
    */
   #isLead(windowPages: number): boolean {
     const isLead = this.#unaskedPages < windowPages * FOLLOW_SHARE;

@@ -1,9 +1,13 @@
-// Runs of pages to fetch when there is time, in order, and how many of them may be under way: fewer when
-// pages in demand come late, more when they do not. Asks for nothing itself; one in each receiver.
+// Runs of pages to fetch when there is time, in order, and how many of them may be under way: fewer
+// when pages in demand come late, more when they do not. Asks for nothing itself; one in each
+// receiver.
 
 /** Runs, not pages: a layer that is pulled whole is one. */
 export const PREFETCH_RUNS_MAX = 4096;
-/** What a page in demand has to wait for at most, when it all waits in one queue: 1.3 ms of 100 Mbit/s. */
+/**
+ * What a page in demand has to wait for at most, when it all waits in one queue: 1.3 ms of 100
+ * Mbit/s.
+ */
 export const WINDOW_PAGES_MIN = 4;
 /** 1 MiB: 8 ms of 1 Gbit/s. */
 export const WINDOW_PAGES_MAX = 256;

@@ -1,6 +1,6 @@
-// Puts pages together from their pieces. Bounded in bytes and in time: the page begun first goes when
-// there are too many. Knows nothing of who wants a page; called by the receiver for each piece, and
-// keeps the memory of pages that are done for others.
+// Puts pages together from their pieces. Bounded in bytes and in time: the page begun first goes
+// when there are too many. Knows nothing of who wants a page; called by the receiver for each
+// piece, and keeps the memory of pages that are done for others.
 
 import { PAGE_BYTES } from '../page-map.js';
 import { type Piece, pieceBytes } from '../wire/datagrams.js';

@@ -1,5 +1,5 @@
-// Gathers the pages that a receiver asks for into requests: neighbours become runs, and a request never
-// needs more than a small datagram. Sends nothing by itself.
+// Gathers the pages that a receiver asks for into requests: neighbours become runs, and a request
+// never needs more than a small datagram. Sends nothing by itself.
 
 import { REQUEST_RUN_BYTES, type RequestRun, RUN_PAGES_MAX } from '../wire/datagrams.js';
 

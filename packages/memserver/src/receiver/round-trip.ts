@@ -1,6 +1,6 @@
-// How long it takes from asking for a page until it is here, smoothed (RFC 6298), and so how long to
-// wait before asking again. Fed with pages that were asked for once only (Karn). Used by the receiver:
-// one for demand, one for prefetch, which waits behind demand.
+// How long it takes from asking for a page until it is here, smoothed (RFC 6298), and so how long
+// to wait before asking again. Fed with pages that were asked for once only (Karn). Used by the
+// receiver: one for demand, one for prefetch, which waits behind demand.
 
 const SMOOTHING = 1 / 8;
 const VARIANCE_SMOOTHING = 1 / 4;

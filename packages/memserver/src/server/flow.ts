@@ -1,5 +1,5 @@
-// One stream of datagrams that the server paces: the group's, or the unicast to one receiver. Holds what
-// waits to be sent on it and its sequence numbers; sends nothing (`page-server.ts`).
+// One stream of datagrams that the server paces: the group's, or the unicast to one receiver. Holds
+// what waits to be sent on it and its sequence numbers; sends nothing (`page-server.ts`).
 
 import { CHANNEL, type Channel, URGENCY, type Urgency } from '../wire/datagrams.js';
 import { NO_SEQUENCE, nextSequence } from '../wire/sequence.js';

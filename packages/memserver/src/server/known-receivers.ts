@@ -1,5 +1,6 @@
-// The receivers that the server has heard of: where they are, how they want their pages, and how fast
-// they can take them. Bounded. Says what the whole group can take; sends nothing. Called by the server.
+// The receivers that the server has heard of: where they are, how they want their pages, and how
+// fast they can take them. Bounded. Says what the whole group can take; sends nothing. Called by
+// the server.
 
 import { CHANNEL, type Channel, type Report } from '../wire/datagrams.js';
 import { WIRE_OVERHEAD_BYTES } from '../wire/geometry.js';

@@ -1,6 +1,6 @@
-// Makes datagrams of the pages that wait in a flow: reads them, leaves out the data of pages that are
-// all zero, cuts into pieces what does not fit whole. Decides nothing about who gets what and when
-// (`page-server.ts`).
+// Makes datagrams of the pages that wait in a flow: reads them, leaves out the data of pages that
+// are all zero, cuts into pieces what does not fit whole. Decides nothing about who gets what and
+// when (`page-server.ts`).
 
 import { countDatagram, type ServerCounts } from '../counts.js';
 import { pageKey } from '../page-key.js';
@@ -68,8 +68,8 @@ export class Outgoing {
   }
 
   /**
-   * Sends the queue's first page and what fits beside it: one datagram, or all pieces of one page and
-   * a datagram of pages without data. Returns what that costs the link, in bytes.
+   * Sends the queue's first page and what fits beside it: one datagram, or all pieces of one page
+   * and a datagram of pages without data. Returns what that costs the link, in bytes.
    */
   sendNext(flow: Flow, urgency: Urgency, now: Now): number {
     const queue = flow.queues[urgency];

@@ -1,12 +1,14 @@
-// Pages that wait to be sent, first in, first out, each once: a page that is asked for again while it
-// waits is the same entry. Bounded. The server has two for each flow: demand and prefetch.
+// Pages that wait to be sent, first in, first out, each once: a page that is asked for again while
+// it waits is the same entry. Bounded. The server has two for each flow: demand and prefetch.
 
 import { pageKey } from '../page-key.js';
 
 /** 64 MiB of pages. */
 export const QUEUE_PAGES_MAX = 16_384;
 
-/** `Asker` is the server's word for a receiver; the queue only tells whether it is always the same. */
+/**
+ * `Asker` is the server's word for a receiver; the queue only tells whether it is always the same.
+ */
 export interface QueuedPage<Asker> {
   readonly layer: number;
   readonly page: number;

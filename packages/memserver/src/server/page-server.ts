@@ -1,6 +1,6 @@
-// The memory server of one snapshot: takes requests and reports, and sends pages, paced, to the group or
-// by unicast. Decides who gets what and when; `docs/internals/multicast.md` says why. Has no clock, no
-// socket and no file of its own: `receive` what came, `advance` when it says so.
+// The memory server of one snapshot: takes requests and reports, and sends pages, paced, to the
+// group or by unicast. Decides who gets what and when; `docs/internals/multicast.md` says why. Has
+// no clock, no socket and no file of its own: `receive` what came, `advance` when it says so.
 
 import { newServerCounts, type ServerCounts } from '../counts.js';
 import { pageKey } from '../page-key.js';
@@ -36,7 +36,9 @@ export const RECEIVER_QUEUED_PAGES_MAX = 2048;
 const UNDER_WAY_ROUND_TRIPS = 1.5;
 const UNDER_WAY_SLACK_MS = 2;
 const UNDER_WAY_MS_MAX = 1000;
-/** Unicast when fewer receivers than this, beside the one that asks, are likely to lack the page. */
+/**
+ * Unicast when fewer receivers than this, beside the one that asks, are likely to lack the page.
+ */
 const END_GAME_OTHERS = 0.25;
 const SURVEY_MS = 20;
 /** After a receiver came: those that follow soon must know how many they are. */

@@ -1,19 +1,24 @@
-// How fast a receiver can take what is sent to it, from its reports. Losses are no proof of a link that
-// is too slow: a path may lose a tenth of everything at any rate. So the least loss of late is what the
-// path costs, and only what is lost beyond that is overload. One for each receiver and channel.
+// How fast a receiver can take what is sent to it, from its reports. Losses are no proof of a link
+// that is too slow: a path may lose a tenth of everything at any rate. So the least loss of late is
+// what the path costs, and only what is lost beyond that is overload. One for each receiver and
+// channel.
 
 /** A path that loses more than this share, at any rate, is taken for overloaded. */
 export const LOSS_OF_PATH_MAX = 0.15;
 /** Assumed before anything is known: the first repairs are likely to be of use to others. */
 const LOSS_START = 0.05;
-/** Lost beyond the path's own, this share is overload; more when few datagrams leave it to chance. */
+/**
+ * Lost beyond the path's own, this share is overload; more when few datagrams leave it to chance.
+ */
 const OVERLOAD_LOSS = 0.05;
 const CHANCE = 0.6;
 /** How much of a report's loss the path's own goes up by. */
 const PATH_LOSS_RISE = 0.02;
 /** Fewer datagrams say nothing: reports are added up until there are so many. */
 const SAMPLE_MIN = 20;
-/** A report of so many datagrams replaces half of what was known of the loss; a smaller one less. */
+/**
+ * A report of so many datagrams replaces half of what was known of the loss; a smaller one less.
+ */
 const SAMPLE_FULL = 100;
 /** Until the first overload, and after it. */
 const RAISE_QUICK = 2;

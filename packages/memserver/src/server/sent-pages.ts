@@ -1,6 +1,6 @@
-// What was sent to the group of late, for lockstep: whether a page that a receiver asks for is still on
-// its way to it. Bounded: the oldest are forgotten, and a page that is forgotten is sent as if for the
-// first time. One in each server; allocates nothing per page.
+// What was sent to the group of late, for lockstep: whether a page that a receiver asks for is
+// still on its way to it. Bounded: the oldest are forgotten, and a page that is forgotten is sent
+// as if for the first time. One in each server; allocates nothing per page.
 
 /** 0.6 s at 1 Gbit/s. */
 export const SENT_PAGES_MAX = 16_384;

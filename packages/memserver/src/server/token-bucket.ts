@@ -1,7 +1,10 @@
-// Paces what is sent: bytes at a rate, with a burst. May go into debt by one datagram, so that a large
-// one is never stuck. One for a link, one for each flow. Takes the time as an argument.
+// Paces what is sent: bytes at a rate, with a burst. May go into debt by one datagram, so that a
+// large one is never stuck. One for a link, one for each flow. Takes the time as an argument.
 
-/** What may be sent at once after a rest; and so what demand may have to wait for in the link's queue. */
+/**
+ * What may be sent at once after a rest; and so what demand may have to wait for in the link's
+ * queue.
+ */
 const BURST_MS = 0.5;
 const BURST_BYTES_MIN = 20_000;
 

@@ -1,6 +1,7 @@
-// The bodies of the four datagrams. Encodes and decodes; a decoder answers `undefined` to whatever is
-// not exactly as drawn, and throws nothing. Sealed by `sealing.ts`, so a wrong body is a member's.
-// Little endian. Layers are numbered as in the snapshot's descriptor, through all of its objects.
+// The bodies of the four datagrams. Encodes and decodes; a decoder answers `undefined` to whatever
+// is not exactly as drawn, and throws nothing. Sealed by `sealing.ts`, so a wrong body is a
+// member's. Little endian. Layers are numbered as in the snapshot's descriptor, through all of its
+// objects.
 //
 // REQUEST, receiver to server
 //  0         1          2            4        8              12           16 …

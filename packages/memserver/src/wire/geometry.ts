@@ -1,5 +1,5 @@
-// How pages are cut to fit datagrams: the room for a datagram's body on a path, and the pieces that a
-// page is sent in when it does not fit whole. `docs/internals/multicast.md` has the figures for
+// How pages are cut to fit datagrams: the room for a datagram's body on a path, and the pieces that
+// a page is sent in when it does not fit whole. `docs/internals/multicast.md` has the figures for
 // usual paths. Called by server and receiver; knows no sockets.
 
 import { PAGE_BYTES } from '../page-map.js';

@@ -1,5 +1,5 @@
-// Which of a sender's datagrams were taken already: a sliding window over their counters, as in IPsec
-// (RFC 4303, 3.4.3). One for each sender, in `sealing.ts`; allocates nothing per datagram.
+// Which of a sender's datagrams were taken already: a sliding window over their counters, as in
+// IPsec (RFC 4303, 3.4.3). One for each sender, in `sealing.ts`; allocates nothing per datagram.
 
 /** How far a datagram may be overtaken by others and still be taken: 20 ms at 100,000 a second. */
 export const REPLAY_WINDOW_DATAGRAMS = 2048;

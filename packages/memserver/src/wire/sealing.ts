@@ -1,6 +1,7 @@
-// The outside of every datagram: a clear header, a sealed body, a tag. Seals what is sent, opens what
-// came, and says why it would not: nothing here throws because of a datagram. No sockets, no knowledge
-// of bodies (`datagrams.ts`). Integers are little endian; u64 fields hold at most 2^53 - 1.
+// The outside of every datagram: a clear header, a sealed body, a tag. Seals what is sent, opens
+// what came, and says why it would not: nothing here throws because of a datagram. No sockets, no
+// knowledge of bodies (`datagrams.ts`). Integers are little endian; u64 fields hold at most 2^53 -
+// 1.
 //
 //  0         1      2         10        18         26 …            n-16 …
 // +---------+------+---------+---------+----------+---------------+-----------+
@@ -8,8 +9,8 @@
 // +---------+------+---------+---------+----------+---------------+-----------+
 //  \______________ authenticated, not hidden ____/
 //
-// AES-256-GCM. The key is the sender's own: HMAC-SHA256 of the snapshot's key over the sender's id, so
-// that no two senders share a nonce (the counter), whatever happens. An id is drawn anew by each
+// AES-256-GCM. The key is the sender's own: HMAC-SHA256 of the snapshot's key over the sender's id,
+// so that no two senders share a nonce (the counter), whatever happens. An id is drawn anew by each
 // process, as its counter begins with 1 again.
 
 import {
@@ -139,7 +140,9 @@ export class Opener {
   readonly #nonce = Buffer.alloc(NONCE_BYTES);
   #opened = 0;
 
-  /** `ownId`: multicast comes back to its sender. `sendersMax`: so many are kept, those last heard. */
+  /**
+   * `ownId`: multicast comes back to its sender. `sendersMax`: so many are kept, those last heard.
+   */
   constructor(of: { key: SnapshotKey; ownId: number; sendersMax: number }) {
     this.#key = of.key;
     this.#ownId = of.ownId;
@@ -195,8 +198,8 @@ export class Opener {
     return sender;
   }
 
-  // Datagrams of a sender that is forgotten could be replayed: pages never change and requests can be
-  // repeated, so that costs work and changes nothing.
+  // Datagrams of a sender that is forgotten could be replayed: pages never change and requests can
+  // be repeated, so that costs work and changes nothing.
   #forgetOldest(): void {
     let oldestId = -1;
     let oldestHeardAt = Number.POSITIVE_INFINITY;
