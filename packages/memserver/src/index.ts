@@ -1,2 +1,15 @@
+export * from './counts.js';
 export * from './object.js';
 export * from './page-map.js';
+export * from './receiver/page-receiver.js';
+export { WINDOW_PAGES_MAX } from './receiver/prefetch-queue.js';
+export { ASSEMBLIES_MAX } from './receiver/reassembly.js';
+export { type Address, RECEIVERS_MAX } from './server/known-receivers.js';
+export type { PageSource, Send } from './server/outgoing.js';
+export { QUEUE_PAGES_MAX } from './server/page-queue.js';
+export * from './server/page-server.js';
+export { TokenBucket } from './server/token-bucket.js';
+export * from './wire/datagrams.js';
+export * from './wire/geometry.js';
+export * from './wire/replay-window.js';
+export * from './wire/sealing.js';

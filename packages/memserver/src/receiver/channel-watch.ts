@@ -1,0 +1,41 @@
+// What came by one channel, and by the gaps in its sequence numbers what did not: for reports. Two
+// in each receiver, group and unicast.
+
+import type { ChannelReport } from '../wire/datagrams.js';
+import { aheadOf, NO_SEQUENCE } from '../wire/sequence.js';
+
+export class ChannelWatch {
+  highest = NO_SEQUENCE;
+  #reportedHighest = NO_SEQUENCE;
+  #received = 0;
+  #bytes = 0;
+
+  came(sequence: number, bytes: number): void {
+    if (this.highest === NO_SEQUENCE) this.#reportedHighest = (sequence - 1) >>> 0;
+    if (this.highest === NO_SEQUENCE || aheadOf(sequence, this.highest) > 0)
+      this.highest = sequence;
+    this.#received++;
+    this.#bytes += bytes;
+  }
+
+  /** Since the last report. */
+  takeReport(): ChannelReport {
+    const expected = Math.max(0, aheadOf(this.highest, this.#reportedHighest));
+    const report = {
+      highest: this.highest,
+      expected,
+      received: this.#received,
+      bytes: this.#bytes,
+    };
+    this.#reportedHighest = this.highest;
+    this.#received = 0;
+    this.#bytes = 0;
+    return report;
+  }
+
+  /** Another server, or back in the group: what was missed is no loss. */
+  reset(): void {
+    this.highest = NO_SEQUENCE;
+    this.takeReport();
+  }
+}

@@ -1,0 +1,42 @@
+// Gathers the pages that a receiver asks for into requests: neighbours become runs, and a request
+// never needs more than a small datagram. Sends nothing by itself.
+
+import { REQUEST_RUN_BYTES, type RequestRun, RUN_PAGES_MAX } from '../wire/datagrams.js';
+
+/** So that a request fits on any path (IPv6 promises 1,280 bytes). */
+export const REQUEST_RUNS_MAX = Math.floor(1100 / REQUEST_RUN_BYTES);
+
+export class RequestRuns {
+  #runs: RequestRun[] = [];
+
+  get isEmpty(): boolean {
+    return this.#runs.length === 0;
+  }
+
+  get isFull(): boolean {
+    return this.#runs.length === REQUEST_RUNS_MAX;
+  }
+
+  add(layer: number, page: number, missing: { pieces: number; pieceCount: number }): void {
+    const last = this.#runs.at(-1);
+    const { pieces, pieceCount } = missing;
+    if (
+      last !== undefined &&
+      last.layer === layer &&
+      last.page + last.count === page &&
+      last.pieces === pieces &&
+      last.pieceCount === pieceCount &&
+      last.count < RUN_PAGES_MAX
+    ) {
+      last.count++;
+      return;
+    }
+    this.#runs.push({ layer, page, count: 1, pieces, pieceCount });
+  }
+
+  take(): readonly RequestRun[] {
+    const runs = this.#runs;
+    this.#runs = [];
+    return runs;
+  }
+}

@@ -1,0 +1,189 @@
+// Makes datagrams of the pages that wait in a flow: reads them, leaves out the data of pages that
+// are all zero, cuts into pieces what does not fit whole. Decides nothing about who gets what and
+// when (`page-server.ts`).
+
+import { countDatagram, type ServerCounts } from '../counts.js';
+import { pageKey } from '../page-key.js';
+import { PAGE_BYTES } from '../page-map.js';
+import {
+  PAGE_KIND,
+  PAGES_HEAD_BYTES,
+  type PageKind,
+  type PageRun,
+  pieceBytes,
+  RUN_BYTES,
+  type Urgency,
+  writePages,
+  writePiece,
+} from '../wire/datagrams.js';
+import { pieceCountFor, WIRE_OVERHEAD_BYTES } from '../wire/geometry.js';
+import { DATAGRAM, type DatagramKind, type Sealer } from '../wire/sealing.js';
+import type { Flow } from './flow.js';
+import type { Address, KnownReceiver } from './known-receivers.js';
+import type { QueuedPage } from './page-queue.js';
+import type { SentPages } from './sent-pages.js';
+
+/** Where the server's pages come from: the files of layers. */
+export interface PageSource {
+  /** Puts a page at `offset`; `false` when it does not hold the page, or can't read it. */
+  readPage(layer: number, page: number, target: Buffer, offset: number): boolean;
+}
+
+/** `to` is `undefined` for the group. */
+export type Send = (datagram: Buffer, to: Address | undefined) => void;
+
+const ZEROS = Buffer.alloc(PAGE_BYTES);
+/** A datagram of zero pages costs reading them all. */
+const RUNS_MAX = 64;
+
+export class Outgoing {
+  readonly pieceCount: number;
+  readonly #source: PageSource;
+  readonly #sealer: Sealer;
+  readonly #send: Send;
+  readonly #sent: SentPages;
+  readonly #counts: ServerCounts;
+  readonly #bodyBytes: number;
+  readonly #body: Buffer;
+  /** Pages' data, before it is known where in the body they go. */
+  readonly #data: Buffer;
+
+  constructor(of: {
+    source: PageSource;
+    sealer: Sealer;
+    send: Send;
+    sent: SentPages;
+    counts: ServerCounts;
+    bodyBytes: number;
+  }) {
+    this.#source = of.source;
+    this.#sealer = of.sealer;
+    this.#send = of.send;
+    this.#sent = of.sent;
+    this.#counts = of.counts;
+    this.#bodyBytes = of.bodyBytes;
+    this.#body = Buffer.alloc(of.bodyBytes);
+    this.#data = Buffer.alloc(of.bodyBytes + PAGE_BYTES);
+    this.pieceCount = pieceCountFor(of.bodyBytes);
+  }
+
+  /**
+   * Sends the queue's first page and what fits beside it: one datagram, or all pieces of one page
+   * and a datagram of pages without data. Returns what that costs the link, in bytes.
+   */
+  sendNext(flow: Flow, urgency: Urgency, now: Now): number {
+    const queue = flow.queues[urgency];
+    const layer = queue.first()!.layer;
+    const runs: PageRun[] = [];
+    const taken: QueuedPage<KnownReceiver>[] = [];
+    let dataBytes = 0;
+    let bytes = 0;
+    while (runs.length < RUNS_MAX) {
+      const page = queue.first();
+      if (page === undefined || page.layer !== layer) break;
+      const room = this.#bodyBytes - PAGES_HEAD_BYTES - (runs.length + 1) * RUN_BYTES - dataBytes;
+      if (room < (this.pieceCount === 1 ? PAGE_BYTES : 0)) break;
+      const kind = this.#read(page, dataBytes);
+      const isWhole = kind !== PAGE_KIND.data || this.pieceCount === 1;
+      flow.take(urgency, page);
+      if (!isWhole) {
+        bytes += this.#sendPieces(flow, page, now);
+        break;
+      }
+      addToRuns(runs, page.page, kind);
+      taken.push(page);
+      if (kind === PAGE_KIND.data) dataBytes += PAGE_BYTES;
+      this.#countPage(kind);
+    }
+    if (runs.length > 0) bytes += this.#sendPages(flow, { layer, runs, taken, dataBytes }, now);
+    return bytes;
+  }
+
+  /** Tells the group that the server is there, and how far it is. */
+  sendSignOfLife(flow: Flow, now: Now): void {
+    const length = writePages(this.#body, this.#head(flow, 0, now), []);
+    const datagram = this.#sealer.seal(DATAGRAM.pages, this.#body.subarray(0, length));
+    countDatagram(this.#counts.sent.signsOfLife, datagram.length);
+    this.#send(datagram, undefined);
+  }
+
+  #read(page: QueuedPage<KnownReceiver>, offset: number): PageKind {
+    if (!this.#source.readPage(page.layer, page.page, this.#data, offset)) return PAGE_KIND.absent;
+    const isZero = this.#data.compare(ZEROS, 0, PAGE_BYTES, offset, offset + PAGE_BYTES) === 0;
+    return isZero ? PAGE_KIND.zero : PAGE_KIND.data;
+  }
+
+  /** The page is at the start of the data: pieces and pages with data never go together. */
+  #sendPieces(flow: Flow, of: QueuedPage<KnownReceiver>, now: Now): number {
+    const { pieceCount } = this;
+    const step = pieceBytes(pieceCount);
+    let bytes = 0;
+    for (let piece = 0; piece < pieceCount; piece++) {
+      if ((of.pieces & (1 << piece)) === 0) continue;
+      const head = this.#head(flow, of.layer, now);
+      const start = writePiece(this.#body, head, { page: of.page, piece, pieceCount });
+      const from = piece * step;
+      const length =
+        start + this.#data.copy(this.#body, start, from, Math.min(from + step, PAGE_BYTES));
+      bytes += this.#sealAndSend(flow, DATAGRAM.piece, length);
+    }
+    this.#note(flow, of, now);
+    this.#countPage(PAGE_KIND.data);
+    return bytes;
+  }
+
+  #sendPages(
+    flow: Flow,
+    of: {
+      layer: number;
+      runs: readonly PageRun[];
+      taken: readonly QueuedPage<KnownReceiver>[];
+      dataBytes: number;
+    },
+    now: Now,
+  ): number {
+    const start = writePages(this.#body, this.#head(flow, of.layer, now), of.runs);
+    this.#data.copy(this.#body, start, 0, of.dataBytes);
+    for (const page of of.taken) this.#note(flow, page, now);
+    return this.#sealAndSend(flow, DATAGRAM.pages, start + of.dataBytes);
+  }
+
+  #sealAndSend(flow: Flow, kind: DatagramKind, length: number): number {
+    const datagram = this.#sealer.seal(kind, this.#body.subarray(0, length));
+    const { sent } = this.#counts;
+    countDatagram(flow.receiver === undefined ? sent.group : sent.unicast, datagram.length);
+    this.#send(datagram, flow.receiver?.address);
+    return datagram.length + WIRE_OVERHEAD_BYTES;
+  }
+
+  #head(flow: Flow, layer: number, now: Now) {
+    const { receiversLog2 } = now;
+    return { sequence: flow.takeSequence(), channel: flow.channel, receiversLog2, layer };
+  }
+
+  #note(flow: Flow, page: QueuedPage<KnownReceiver>, now: Now): void {
+    if (flow.receiver !== undefined) return;
+    const { sequence } = flow;
+    const { pieces, isRepair } = page;
+    const key = pageKey(page.layer, page.page);
+    this.#sent.note(key, { sequence, sentMs: now.ms, pieces, isRepair });
+  }
+
+  #countPage(kind: PageKind): void {
+    const { pagesSent } = this.#counts;
+    if (kind === PAGE_KIND.data) pagesSent.data++;
+    else if (kind === PAGE_KIND.zero) pagesSent.zero++;
+    else pagesSent.absent++;
+  }
+}
+
+export interface Now {
+  readonly ms: number;
+  readonly receiversLog2: number;
+}
+
+function addToRuns(runs: PageRun[], page: number, kind: PageKind): void {
+  const last = runs.at(-1);
+  if (last !== undefined && last.kind === kind && last.page + last.count === page) last.count++;
+  else runs.push({ page, count: 1, kind });
+}

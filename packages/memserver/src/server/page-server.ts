@@ -1,0 +1,325 @@
+// The memory server of one snapshot: takes requests and reports, and sends pages, paced, to the
+// group or by unicast. Decides who gets what and when; `docs/internals/multicast.md` says why. Has
+// no clock, no socket and no file of its own: `receive` what came, `advance` when it says so.
+
+import { newServerCounts, type ServerCounts } from '../counts.js';
+import { pageKey } from '../page-key.js';
+import {
+  CHANNEL,
+  decodeReport,
+  decodeRequest,
+  type Request,
+  type RequestRun,
+  URGENCY,
+  type Urgency,
+} from '../wire/datagrams.js';
+import { allPieces } from '../wire/geometry.js';
+import { DATAGRAM, Opener, Sealer, type SnapshotKey } from '../wire/sealing.js';
+import { aheadOf } from '../wire/sequence.js';
+import { Flow } from './flow.js';
+import {
+  ACTIVE_MS,
+  type Address,
+  applyReport,
+  type KnownReceiver,
+  KnownReceivers,
+  RECEIVERS_MAX,
+} from './known-receivers.js';
+import { Outgoing, type PageSource, type Send } from './outgoing.js';
+import type { QueuedPage } from './page-queue.js';
+import { SentPages } from './sent-pages.js';
+import type { TokenBucket } from './token-bucket.js';
+
+/** So many pages may one receiver have waiting in a flow; it asks again for the rest. */
+export const RECEIVER_QUEUED_PAGES_MAX = 2048;
+/** A page counts as under way for so many round trips of the one that asks, and this on top. */
+const UNDER_WAY_ROUND_TRIPS = 1.5;
+const UNDER_WAY_SLACK_MS = 2;
+const UNDER_WAY_MS_MAX = 1000;
+/**
+ * Unicast when fewer receivers than this, beside the one that asks, are likely to lack the page.
+ */
+const END_GAME_OTHERS = 0.25;
+const SURVEY_MS = 20;
+/** After a receiver came: those that follow soon must know how many they are. */
+const SURVEY_NEW_MS = 1;
+/** Lets receivers find out that multicast reaches them, and that the last datagrams were lost. */
+const SIGN_OF_LIFE_MS = 200;
+/** A report speaks for pacing of so long ago. */
+const LIMITED_MS = 200;
+/** What is assumed of a receiver, as a share of the link's rate, before it reports. */
+const RATE_START = 0.1;
+
+export interface PageServerOptions {
+  readonly key: SnapshotKey;
+  /** As `newSenderId` makes it. */
+  readonly senderId: number;
+  readonly source: PageSource;
+  readonly send: Send;
+  /** Milliseconds, never goes back. */
+  readonly clock: () => number;
+  /** Room for a datagram's body on the path (`bodyBytesFor`). */
+  readonly bodyBytes: number;
+  /** Paces all that leaves by a link: shared by the servers of a process. */
+  readonly link: TokenBucket;
+}
+
+export class PageServer {
+  readonly counts: ServerCounts = newServerCounts();
+  readonly #clock: () => number;
+  readonly #opener: Opener;
+  readonly #outgoing: Outgoing;
+  readonly #link: TokenBucket;
+  readonly #receivers: KnownReceivers;
+  readonly #sent = new SentPages();
+  readonly #group: Flow;
+  /** Flows that have something to send, and which of them is next. */
+  readonly #active: Flow[] = [];
+  #turn = 0;
+  #groupSentMs: number;
+  #surveyAtMs = Number.POSITIVE_INFINITY;
+  #heardMs = Number.NEGATIVE_INFINITY;
+
+  constructor(options: PageServerOptions) {
+    const { key, senderId, source, send, bodyBytes } = options;
+    this.#clock = options.clock;
+    this.#groupSentMs = this.#clock();
+    this.#link = options.link;
+    this.#opener = new Opener({ key, ownId: senderId, sendersMax: RECEIVERS_MAX });
+    const sealer = new Sealer(key, senderId);
+    const { counts } = this;
+    this.#outgoing = new Outgoing({ source, sealer, send, sent: this.#sent, counts, bodyBytes });
+    const rateMax = this.#link.bytesPerSecond;
+    this.#receivers = new KnownReceivers({ rateStart: rateMax * RATE_START, rateMax });
+    this.#group = this.#newFlow(undefined);
+  }
+
+  /** Pages that wait to be sent to the group, and to single receivers. */
+  get queuedPages(): { group: number; unicast: number } {
+    let unicast = 0;
+    for (const flow of this.#active) if (flow !== this.#group) unicast += flow.size;
+    return { group: this.#group.size, unicast };
+  }
+
+  get knownReceivers(): number {
+    return this.#receivers.size;
+  }
+
+  /** Takes a datagram; whatever it is, it throws nothing. Then call `advance`. */
+  receive(datagram: Buffer, from: Address): void {
+    const opened = this.#opener.open(datagram);
+    if (typeof opened === 'string') {
+      this.counts.dropped[opened]++;
+      return;
+    }
+    const { kind, senderId, body } = opened;
+    const request = kind === DATAGRAM.request ? decodeRequest(body) : undefined;
+    const report = kind === DATAGRAM.report ? decodeReport(body) : undefined;
+    const delivery = request?.delivery ?? report?.delivery;
+    if (delivery === undefined) {
+      this.counts.dropped[kind >= DATAGRAM.pages ? 'kind' : 'body']++;
+      return;
+    }
+    const nowMs = this.#clock();
+    const groupSequence = this.#group.sequence;
+    const of = { from, delivery, nowMs, groupSequence };
+    const before = this.#receivers.size;
+    const receiver = this.#receivers.heard(senderId, of);
+    if (receiver === undefined) {
+      this.counts.receiversRefused++;
+      return;
+    }
+    this.#heardMs = nowMs;
+    if (this.#receivers.size > before) {
+      this.#surveyAtMs = Math.min(this.#surveyAtMs, nowMs + SURVEY_NEW_MS);
+    }
+    if (request !== undefined) this.#takeRequest(request, receiver, nowMs);
+    if (report !== undefined) {
+      this.counts.reports++;
+      const group = nowMs - this.#group.limitedAtMs < LIMITED_MS;
+      const unicast = nowMs - (receiver.flow?.limitedAtMs ?? 0) < LIMITED_MS;
+      applyReport(receiver, report, { group, unicast });
+    }
+  }
+
+  /** Sends what may be sent now. Call it again at the time that it returns, or after `receive`. */
+  advance(): number {
+    const nowMs = this.#clock();
+    if (nowMs >= this.#surveyAtMs) this.#survey(nowMs);
+    const now = { ms: nowMs, receiversLog2: this.#receiversLog2 };
+    if (nowMs >= this.#signOfLifeAtMs) {
+      this.#outgoing.sendSignOfLife(this.#group, now);
+      this.#groupSentMs = nowMs;
+    }
+    for (;;) {
+      const linkWaitMs = this.#link.waitMs(nowMs);
+      if (linkWaitMs > 0) return this.#nextMs(nowMs + linkWaitMs);
+      const chosen = this.#choose(nowMs);
+      if (typeof chosen === 'number') return this.#nextMs(chosen);
+      this.#sendFrom(chosen.flow, chosen.urgency, now);
+    }
+  }
+
+  #takeRequest(request: Request, receiver: KnownReceiver, nowMs: number): void {
+    this.counts.requests++;
+    for (const run of request.runs) {
+      for (let page = run.page; page < run.page + run.count; page++) {
+        this.counts.pagesAsked++;
+        const outcome = this.#ask(receiver, request, run, page, nowMs);
+        if (outcome === 'under way' || outcome === 'merged') this.counts.pagesSuppressed++;
+        if (outcome === 'full') this.counts.pagesRefused++;
+      }
+    }
+  }
+
+  #ask(
+    receiver: KnownReceiver,
+    request: Request,
+    run: RequestRun,
+    page: number,
+    nowMs: number,
+  ): 'added' | 'merged' | 'full' | 'under way' {
+    const { layer } = run;
+    let pieces = this.#piecesOf(run);
+    if (request.delivery === CHANNEL.unicast) {
+      const flow = this.#flowOf(receiver);
+      if (flow.size >= RECEIVER_QUEUED_PAGES_MAX && !flow.has(layer, page)) return 'full';
+      const asked = { layer, page, pieces, asker: receiver, isRepair: false };
+      return this.#enqueue(flow, request.urgency, asked);
+    }
+    let isRepair = false;
+    const sent = this.#sent.find(pageKey(layer, page));
+    if (sent !== undefined) {
+      const roundTripMs = request.roundTripUs / 1000;
+      const windowMs = roundTripMs * UNDER_WAY_ROUND_TRIPS + this.#slackMs;
+      const isRecent = nowMs - sent.sentMs < Math.min(windowMs, UNDER_WAY_MS_MAX);
+      if (isRecent && aheadOf(sent.sequence, request.seen) > 0) pieces &= ~sent.pieces;
+      if (pieces === 0) return 'under way';
+      isRepair = aheadOf(sent.sequence, receiver.joinedSequence) > 0;
+    }
+    const isOverShare = receiver.queuedPages >= RECEIVER_QUEUED_PAGES_MAX;
+    if (isOverShare && !this.#group.has(layer, page)) return 'full';
+    const asked = { layer, page, pieces, asker: receiver, isRepair };
+    const outcome = this.#enqueue(this.#group, request.urgency, asked);
+    if (outcome === 'added') receiver.queuedPages++;
+    return outcome;
+  }
+
+  /** How late a request may come: the more receivers there are, the more of them come at once. */
+  get #slackMs(): number {
+    return UNDER_WAY_SLACK_MS * (1 + this.#receiversLog2 / 2);
+  }
+
+  get #receiversLog2(): number {
+    return Math.ceil(Math.log2(Math.max(this.counts.now.groupReceivers, 1)));
+  }
+
+  #piecesOf(run: RequestRun): number {
+    const { pieceCount } = this.#outgoing;
+    return run.pieceCount === pieceCount ? run.pieces : allPieces(pieceCount);
+  }
+
+  #enqueue(
+    flow: Flow,
+    urgency: Urgency,
+    page: Omit<QueuedPage<KnownReceiver>, 'isShared'>,
+  ): 'added' | 'merged' | 'full' {
+    const outcome = flow.add(urgency, page);
+    if (outcome === 'added' && !flow.isActive) {
+      flow.isActive = true;
+      this.#active.push(flow);
+    }
+    return outcome;
+  }
+
+  /** Demand of all flows in turn, then prefetch of all flows in turn; or when one may go on. */
+  #choose(nowMs: number): { flow: Flow; urgency: Urgency } | number {
+    let earliestMs = Number.POSITIVE_INFINITY;
+    const { length } = this.#active;
+    for (const urgency of [URGENCY.demand, URGENCY.prefetch] as const) {
+      for (let step = 0; step < length; step++) {
+        const index = (this.#turn + step) % length;
+        const flow = this.#active[index]!;
+        if (flow.queues[urgency].size === 0) continue;
+        const waitMs = flow.bucket.waitMs(nowMs);
+        if (waitMs === 0) {
+          this.#turn = index + 1;
+          return { flow, urgency };
+        }
+        flow.limitedAtMs = nowMs;
+        earliestMs = Math.min(earliestMs, nowMs + waitMs);
+      }
+    }
+    return earliestMs;
+  }
+
+  #sendFrom(flow: Flow, urgency: Urgency, now: { ms: number; receiversLog2: number }): void {
+    const queue = flow.queues[urgency];
+    const first = queue.first()!;
+    if (flow === this.#group && this.#isEndGame(first)) {
+      flow.take(urgency, first);
+      this.counts.pagesEndGame++;
+      this.#enqueue(this.#flowOf(first.asker), urgency, first);
+      this.#rest(flow);
+      return;
+    }
+    const bytes = this.#outgoing.sendNext(flow, urgency, now);
+    flow.bucket.take(bytes);
+    this.#link.take(bytes);
+    if (flow === this.#group) this.#groupSentMs = now.ms;
+    this.#rest(flow);
+  }
+
+  /** Takes a flow that has nothing left out of the round. */
+  #rest(flow: Flow): void {
+    if (flow.size > 0) return;
+    flow.isActive = false;
+    this.#active.splice(this.#active.indexOf(flow), 1);
+  }
+
+  /** Whether a page that only one receiver asks for is best sent to it alone. */
+  #isEndGame(page: QueuedPage<KnownReceiver>): boolean {
+    if (page.isShared || !page.isRepair) return false;
+    const times = this.#sent.find(pageKey(page.layer, page.page))?.times;
+    if (times === undefined) return false;
+    const { groupReceivers, groupLoss } = this.counts.now;
+    return (groupReceivers - 1) * groupLoss ** times < END_GAME_OTHERS;
+  }
+
+  #flowOf(receiver: KnownReceiver): Flow {
+    receiver.flow ??= this.#newFlow(receiver);
+    return receiver.flow;
+  }
+
+  #newFlow(receiver: KnownReceiver | undefined): Flow {
+    const bytesPerSecond = receiver?.unicast.ceiling ?? this.#link.bytesPerSecond * RATE_START;
+    return new Flow({ receiver, bytesPerSecond, nowMs: this.#clock() });
+  }
+
+  /** Sets the rates anew, from what receivers have reported. */
+  #survey(nowMs: number): void {
+    const group = this.#receivers.survey(nowMs, ({ flow }) => {
+      if (flow?.isActive) this.#active.splice(this.#active.indexOf(flow), 1);
+    });
+    this.#group.bucket.setRate(group.bytesPerSecond, nowMs);
+    for (const { bucket, receiver } of this.#active) {
+      if (receiver !== undefined) bucket.setRate(receiver.unicast.ceiling, nowMs);
+    }
+    const { now } = this.counts;
+    now.receivers = this.#receivers.size;
+    now.groupReceivers = group.receivers;
+    now.groupBytesPerSecond = group.bytesPerSecond;
+    now.groupLoss = group.loss;
+    this.#surveyAtMs = now.receivers > 0 ? nowMs + SURVEY_MS : Number.POSITIVE_INFINITY;
+  }
+
+  /** When the group was silent for long, while somebody listens. */
+  get #signOfLifeAtMs(): number {
+    const atMs = this.#groupSentMs + SIGN_OF_LIFE_MS;
+    return atMs < this.#heardMs + ACTIVE_MS ? atMs : Number.POSITIVE_INFINITY;
+  }
+
+  #nextMs(sendMs: number): number {
+    return Math.min(sendMs, this.#surveyAtMs, this.#signOfLifeAtMs);
+  }
+}

@@ -1,0 +1,39 @@
+// The simulator's layer: pages whose bytes follow from their numbers, some of them all zero, some
+// not there. Every page that is delivered is compared with it.
+
+import { PAGE_BYTES, type PageSource } from '@snowfork/memserver';
+import type { Seeded } from './seeded.js';
+
+export const LAYER = 3;
+
+export class Origin implements PageSource {
+  readonly pageCount: number;
+  readonly #bytes: Buffer;
+  /** 1: the page is not there, whoever asks. */
+  readonly absent: Uint8Array;
+
+  constructor(of: { pageCount: number; zeroShare: number; seeded: Seeded }) {
+    this.pageCount = of.pageCount;
+    this.#bytes = Buffer.alloc(of.pageCount * PAGE_BYTES);
+    this.absent = new Uint8Array(of.pageCount);
+    const noise = of.seeded.bytes(PAGE_BYTES);
+    for (let page = 0; page < of.pageCount; page++) {
+      if (of.seeded.chance(of.zeroShare)) continue;
+      noise.copy(this.#bytes, page * PAGE_BYTES);
+      this.#bytes.writeUInt32LE(page, page * PAGE_BYTES);
+      this.#bytes.writeUInt32LE(page ^ 0x5a5a5a5a, (page + 1) * PAGE_BYTES - 4);
+    }
+  }
+
+  readPage(layer: number, page: number, target: Buffer, offset: number): boolean {
+    if (layer !== LAYER || page >= this.pageCount || this.absent[page] === 1) return false;
+    this.#bytes.copy(target, offset, page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+    return true;
+  }
+
+  isPage(page: number, bytes: Buffer, offset: number): boolean {
+    const start = page * PAGE_BYTES;
+    const end = start + PAGE_BYTES;
+    return this.#bytes.compare(bytes, offset, offset + PAGE_BYTES, start, end) === 0;
+  }
+}

@@ -1,0 +1,204 @@
+// The bodies of datagrams: what was encoded is decoded, whatever is not exactly right is refused,
+// and pages are cut so that they fit.
+
+import {
+  BODY_BYTES_MIN,
+  bodyBytesFor,
+  CHANNEL,
+  decodePages,
+  decodePiece,
+  decodeReport,
+  decodeRequest,
+  encodeReport,
+  encodeRequest,
+  HEADER_BYTES,
+  PAGE_BYTES,
+  PAGE_KIND,
+  PIECES_MAX,
+  pieceBytes,
+  pieceCountFor,
+  TAG_BYTES,
+  URGENCY,
+  writePages,
+  writePiece,
+} from '@snowfork/memserver';
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { times } from '../support/soak.js';
+
+const u32 = fc.integer({ min: 0, max: 2 ** 32 - 1 });
+const u16 = fc.integer({ min: 0, max: 2 ** 16 - 1 });
+const channels = fc.constantFrom(...Object.values(CHANNEL));
+const places = fc.record({
+  page: fc.integer({ min: 0, max: 2 ** 32 - 2 ** 16 }),
+  count: fc.integer({ min: 1, max: 2 ** 16 - 1 }),
+});
+const lacks = fc.integer({ min: 0, max: PIECES_MAX }).chain((pieceCount) =>
+  fc.record({
+    pieceCount: fc.constant(pieceCount),
+    pieces: fc.integer({ min: Math.min(1, pieceCount), max: 2 ** pieceCount - 1 }),
+  }),
+);
+const requests = fc.record({
+  urgency: fc.constantFrom(...Object.values(URGENCY)),
+  delivery: channels,
+  seen: u32,
+  roundTripUs: u32,
+  runs: fc.array(
+    fc.tuple(places, lacks, u16).map(([place, lack, layer]) => ({ ...place, ...lack, layer })),
+    { minLength: 1, maxLength: 90 },
+  ),
+});
+const heads = fc.record({
+  sequence: u32,
+  channel: channels,
+  receiversLog2: fc.integer({ min: 0, max: 255 }),
+  layer: u16,
+});
+const channelReports = fc.record({ highest: u32, expected: u32, received: u32, bytes: u32 });
+const reports = fc.record({
+  delivery: channels,
+  intervalMs: fc.integer({ min: 1, max: 2 ** 32 - 1 }),
+  group: channelReports,
+  unicast: channelReports,
+});
+const runsOfPages = fc.array(
+  fc.record({
+    page: u32.filter((page) => page < 2 ** 32 - 4),
+    count: fc.integer({ min: 1, max: 3 }),
+    kind: fc.constantFrom(...Object.values(PAGE_KIND)),
+  }),
+  { maxLength: 4 },
+);
+const runs = { numRuns: times(300, 300_000) };
+
+describe('what was encoded is decoded', () => {
+  test('REQUEST', () => {
+    fc.assert(
+      fc.property(requests, (request) => {
+        expect(decodeRequest(encodeRequest(request))).toEqual(request);
+      }),
+      runs,
+    );
+  });
+
+  test('REPORT', () => {
+    fc.assert(
+      fc.property(reports, (report) => {
+        expect(decodeReport(encodeReport(report))).toEqual(report);
+      }),
+      runs,
+    );
+  });
+
+  test('PAGES', () => {
+    fc.assert(
+      fc.property(heads, runsOfPages, (head, pageRuns) => {
+        const dataPages = pageRuns
+          .filter(({ kind }) => kind === PAGE_KIND.data)
+          .reduce((sum, { count }) => sum + count, 0);
+        const body = Buffer.alloc(1000 + dataPages * PAGE_BYTES, 5);
+        const start = writePages(body, head, pageRuns);
+        const pages = body.subarray(0, start + dataPages * PAGE_BYTES);
+        const { data, ...decoded } = decodePages(pages)!;
+        expect(decoded).toEqual({ ...head, runs: pageRuns });
+        expect(data.equals(pages.subarray(start))).toBe(true);
+        expect(decodePages(body.subarray(0, pages.length - 1))).toBeUndefined();
+        expect(decodePages(body.subarray(0, pages.length + 1))).toBeUndefined();
+      }),
+      { numRuns: times(100, 100_000) },
+    );
+  });
+
+  test('PIECE, of each size', () => {
+    for (let pieceCount = 2; pieceCount <= PIECES_MAX; pieceCount++) {
+      let rest = PAGE_BYTES;
+      for (let piece = 0; piece < pieceCount; piece++) {
+        const body = Buffer.alloc(5000, piece);
+        const head = { sequence: 9, channel: CHANNEL.unicast, receiversLog2: 2, layer: 3 };
+        const start = writePiece(body, head, { page: 77, piece, pieceCount });
+        const end = start + Math.min(rest, pieceBytes(pieceCount));
+        const data = body.subarray(start, end);
+        const decoded = decodePiece(body.subarray(0, end));
+        expect(decoded).toEqual({ ...head, page: 77, piece, pieceCount, data });
+        expect(decodePiece(body.subarray(0, end - 1))).toBeUndefined();
+        expect(decodePiece(body.subarray(0, end + 1))).toBeUndefined();
+        rest -= data.length;
+      }
+      expect(rest).toBe(0);
+    }
+  });
+});
+
+test('the bytes of a request are those of the specification', () => {
+  const run = { layer: 3, page: 0x01020304, count: 5, pieces: 0b101, pieceCount: 3 };
+  const request = { urgency: 1, delivery: 0, seen: 7, roundTripUs: 250, runs: [run] } as const;
+  expect(encodeRequest(request).toString('hex')).toBe(
+    '0100010007000000fa00000000000000' + '040302010500030005030000',
+  );
+});
+
+describe('what is not exactly right is refused', () => {
+  const decoders = { decodeRequest, decodeReport, decodePages, decodePiece };
+
+  test.each(Object.entries(decoders))(
+    '%s takes no random bytes for more than they are',
+    (_, decode) => {
+      fc.assert(
+        fc.property(fc.uint8Array({ maxLength: 200 }), (bytes) => {
+          decode(Buffer.from(bytes)); // throws nothing
+        }),
+        runs,
+      );
+    },
+  );
+
+  test('a request of another length, of no run, with a byte in its unused fields', () => {
+    const run = { layer: 3, page: 5, count: 5, pieces: 0, pieceCount: 0 };
+    const request = { urgency: 0, delivery: 1, seen: 7, roundTripUs: 1, runs: [run] } as const;
+    const body = encodeRequest(request);
+    expect(decodeRequest(body)).toEqual(request);
+    expect(decodeRequest(encodeRequest({ ...request, runs: [] }))).toBeUndefined();
+    expect(decodeRequest(body.subarray(1))).toBeUndefined();
+    expect(decodeRequest(Buffer.concat([body, Buffer.alloc(12)]))).toBeUndefined();
+    for (const offset of [12, 15, 26, 27]) {
+      const changed = Buffer.from(body);
+      changed[offset] = 1;
+      expect(decodeRequest(changed)).toBeUndefined();
+    }
+  });
+
+  test.each([
+    ['of no page', { count: 0 }],
+    ['beyond the last page', { page: 2 ** 32 - 1, count: 2 }],
+    ['with pieces of no geometry', { pieces: 1, pieceCount: 0 }],
+    ['with a geometry of no pieces', { pieces: 0, pieceCount: 3 }],
+    ['with a piece that there is not', { pieces: 0b1000, pieceCount: 3 }],
+    ['with too many pieces', { pieces: 1, pieceCount: PIECES_MAX + 1 }],
+  ])('a request for a run %s', (_, wrong) => {
+    const run = { layer: 3, page: 5, count: 5, pieces: 0, pieceCount: 0, ...wrong };
+    const body = encodeRequest({ urgency: 0, delivery: 0, seen: 0, roundTripUs: 0, runs: [run] });
+    expect(decodeRequest(body)).toBeUndefined();
+  });
+});
+
+describe('the room for a body', () => {
+  test.each([
+    [1500, 4, 1430, 3],
+    [1500, 6, 1410, 3],
+    [1450, 4, 1380, 3],
+    [1280, 6, 1190, 4],
+    [9000, 4, 8930, 1],
+    [65_536, 4, 65_465, 1],
+  ] as const)('at an MTU of %i with IPv%i is %i bytes: %i pieces', (mtu, ip, bytes, pieces) => {
+    const ipBytes = ip === 4 ? 20 : 40;
+    expect(bodyBytesFor(mtu, ip)).toBe(bytes);
+    expect(bytes + HEADER_BYTES + TAG_BYTES + ipBytes + 8).toBeLessThanOrEqual(mtu);
+    expect(pieceCountFor(bytes)).toBe(pieces);
+  });
+
+  test('is never less than a request can name the pieces of', () => {
+    expect(pieceCountFor(BODY_BYTES_MIN)).toBe(PIECES_MAX);
+    expect(pieceCountFor(BODY_BYTES_MIN - 1)).toBeGreaterThan(PIECES_MAX);
+  });
+});

@@ -1,0 +1,93 @@
+// Pacing: a token bucket never lets more through than its rate and one burst; a receiver's rate
+// follows what arrives, and is not talked down by a path that loses some of everything.
+
+import { TokenBucket } from '@snowfork/memserver';
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import {
+  LOSS_OF_PATH_MAX,
+  RATE_MIN,
+  ReceiverRate,
+} from '../../packages/memserver/src/server/rate.js';
+import { times } from '../support/soak.js';
+
+const MEGABYTE = 1_000_000;
+/** 0.5 ms of the rate, or 20 kB, and the debt of one datagram. */
+const burst = (rate: number): number => Math.max(rate / 2000, 20_000) + 9000;
+
+test('a bucket lets through its rate and a burst, and all of its rate when it is used', () => {
+  const rates = fc.integer({ min: RATE_MIN, max: 1000 * MEGABYTE });
+  const pauses = fc.array(fc.double({ min: 0, max: 5, noNaN: true }), {
+    minLength: 50,
+    maxLength: 200,
+  });
+  fc.assert(
+    fc.property(rates, pauses, (rate, waits) => {
+      const bucket = new TokenBucket({ bytesPerSecond: rate, nowMs: 0 });
+      let nowMs = 0;
+      let sent = 0;
+      for (const wait of waits) {
+        nowMs += wait;
+        while (bucket.waitMs(nowMs) === 0) {
+          bucket.take(9000);
+          sent += 9000;
+        }
+        expect(sent).toBeLessThanOrEqual((nowMs * rate) / 1000 + burst(rate));
+        nowMs += bucket.waitMs(nowMs);
+        expect(bucket.waitMs(nowMs + 1e-6)).toBe(0);
+      }
+    }),
+    { numRuns: times(100, 100_000) },
+  );
+});
+
+describe('the rate of a receiver', () => {
+  const newRate = (): ReceiverRate =>
+    new ReceiverRate({ start: 50 * MEGABYTE, max: 125 * MEGABYTE });
+  const second = { ms: 1000, expected: 1000, received: 1000 };
+  const report = { ...second, wireBytes: 50 * MEGABYTE, wasLimited: true };
+
+  test('rises to the most, while pacing holds something back', () => {
+    const rate = newRate();
+    rate.report({ ...report, wasLimited: false });
+    expect(rate.ceiling).toBe(50 * MEGABYTE);
+    for (let count = 0; count < 10; count++) rate.report(report);
+    expect(rate.ceiling).toBe(125 * MEGABYTE);
+  });
+
+  test('stays with some loss', () => {
+    const rate = newRate();
+    const received = 1000 * (1 - LOSS_OF_PATH_MAX);
+    for (let count = 0; count < 50; count++)
+      rate.report({ ...report, received, wasLimited: false });
+    expect(rate.ceiling).toBe(50 * MEGABYTE);
+    expect(rate.loss).toBeCloseTo(LOSS_OF_PATH_MAX);
+  });
+
+  test('goes to what arrives with more, step by step, and never to nothing', () => {
+    const rate = newRate();
+    const lost = { ...report, received: 500, wireBytes: 10 * MEGABYTE };
+    rate.report(lost);
+    expect(rate.ceiling).toBeCloseTo(25 * MEGABYTE);
+    for (let count = 0; count < 20; count++) rate.report(lost);
+    expect(rate.ceiling).toBeCloseTo((9 * MEGABYTE) / (1 - LOSS_OF_PATH_MAX));
+    for (let count = 0; count < 50; count++) rate.report({ ...lost, wireBytes: 0 });
+    expect(rate.ceiling).toBe(RATE_MIN);
+  });
+
+  test('is cut for less when the path was seen to lose nothing', () => {
+    const rate = newRate();
+    rate.report({ ...report, wasLimited: false });
+    rate.report({ ...report, received: 900, wireBytes: 45 * MEGABYTE });
+    expect(rate.ceiling).toBeCloseTo(0.9 * 45 * MEGABYTE);
+  });
+
+  test('waits for reports to add up to something', () => {
+    const rate = newRate();
+    const few = { ...report, expected: 10, received: 0, wireBytes: 0 };
+    rate.report(few);
+    expect(rate.ceiling).toBe(50 * MEGABYTE);
+    rate.report(few);
+    expect(rate.ceiling).toBe(25 * MEGABYTE);
+  });
+});
