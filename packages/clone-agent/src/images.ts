@@ -29,7 +29,8 @@ import {
   parseMemory,
   prepareImage,
 } from './image/index.js';
-import type { OwnObject, Snapshot, SnapshotStore } from './store/snapshots.js';
+import type { OwnObject } from './store/snapshot-file.js';
+import type { Snapshot, SnapshotStore } from './store/snapshots.js';
 import type { StateFolder } from './store/state-folder.js';
 import { freezeVm } from './vms/freeze-vm.js';
 import { Vm } from './vms/vm.js';

@@ -1,4 +1,5 @@
 export * from './counts.js';
+export * from './held-pages.js';
 export * from './object.js';
 export * from './page-map.js';
 export * from './receiver/page-receiver.js';

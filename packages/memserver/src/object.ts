@@ -3,6 +3,7 @@
 // pager for every page that a guest touches, so nothing here allocates per page.
 
 import fs from 'node:fs';
+import { ABSENT, type HeldPages } from './held-pages.js';
 import { PAGE_BYTES, ZERO_PAGE } from './page-map.js';
 
 /** Thrown when a layer does not hold what the page map says, and nothing else is. */
@@ -15,6 +16,8 @@ export interface Layer {
   readonly descriptor: number;
   /** Lies on a disk: reading a page that is not cached waits for it. */
   readonly onDisk: boolean;
+  /** A replica of another host's layer: which of its pages are here. Without it all are. */
+  readonly held?: HeldPages | undefined;
 }
 
 /** What a `LayerRead` returns instead of a number of bytes when it would have to wait. */
@@ -76,9 +79,21 @@ export class PagedObject {
     return this.layerOf(firstPage) === ZERO_PAGE && this.runLength(firstPage, count) === count;
   }
 
+  /** Whether all of the pages are on this host. */
+  isHere(firstPage: number, count: number): boolean {
+    const end = Math.min(firstPage + count, this.pageCount);
+    for (let page = firstPage; page < end; ) {
+      const run = this.runLength(page, end - page);
+      const held = this.layers[this.layerOf(page) - 1]?.held;
+      if (held !== undefined && !held.hasAll(page, run)) return false;
+      page += run;
+    }
+    return true;
+  }
+
   /**
    * Fills `buffer` with `count` pages, zeros after the object's end. `false` when `read` would have
-   * had to wait: then the buffer's content means nothing.
+   * had to wait, or when a page is not on this host: then the buffer's content means nothing.
    * @throws ObjectError when a layer ends before a page that it should hold.
    */
   readInto(
@@ -110,6 +125,8 @@ export class PagedObject {
   ): boolean {
     const layer = this.layers[layerIndex - 1];
     if (layer === undefined) throw new ObjectError(`there is no layer ${layerIndex}`);
+    const guard = layer.held?.guard(page, run);
+    if (guard === ABSENT) return false;
     const start = page * PAGE_BYTES;
     const lengthBytes = Math.min(run * PAGE_BYTES, this.sizeBytes - start);
     let done = 0;
@@ -121,6 +138,6 @@ export class PagedObject {
     }
     // The last page of an object need not be whole.
     if (done < run * PAGE_BYTES) buffer.fill(0, offset + done, offset + run * PAGE_BYTES);
-    return true;
+    return guard === undefined || layer.held!.isStill(guard);
   }
 }

@@ -17,6 +17,8 @@ export const LAYERS_OF_ONE_VM_MAX = 64;
 export interface LayerFile {
   readonly id: string;
   readonly path: string;
+  /** Of a layer that lies on another host: some of its pages are here, and the others are not. */
+  readonly isReplica?: boolean;
 }
 
 /** A page map and the layers that it counts, in their order: entry k is `layers[k − 1]`. */
@@ -70,12 +72,12 @@ export class LayerReaders {
     this.#fds = new Array(layers.length + 1);
   }
 
-  /** False when the layer is not on this host: its pages can't be compared with, only fetched. */
+  /** False when the layer is another host's: its pages can't be compared with, only fetched. */
   isReadable(entry: number): boolean {
     return this.#open(entry) >= 0;
   }
 
-  /** Reads `count` pages of the layer from `page` on; nothing when it is not on this host. */
+  /** Reads `count` pages of the layer from `page` on; nothing when it is another host's. */
   read(entry: number, page: number, count: number, target: Buffer, offset: number): void {
     const fd = this.#open(entry);
     if (fd < 0) return;
@@ -95,9 +97,10 @@ export class LayerReaders {
   #open(entry: number): number {
     const known = this.#fds[entry];
     if (known !== undefined) return known;
+    const layer = this.#layers[entry - 1]!;
     let fd = -1;
     try {
-      fd = fs.openSync(this.#layers[entry - 1]!.path, 'r');
+      if (layer.isReplica !== true) fd = fs.openSync(layer.path, 'r');
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw layerFailure(error);
     }

@@ -3,10 +3,21 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import type { Layer } from '@snowfork/memserver';
+import { HeldPages, type HeldPagesPlace } from '@snowfork/memserver';
+import { heldPath } from '../store/origins.js';
 import { liesOnDisk } from './no-wait.js';
 
-interface OpenLayer extends Layer {
+/** An open layer, as it is told from thread to thread. */
+export interface LayerHandle {
+  readonly descriptor: number;
+  readonly onDisk: boolean;
+  /** Of a replica: where it is said which pages are here. */
+  readonly held?: HeldPagesPlace;
+}
+
+interface OpenLayer {
+  readonly handle: LayerHandle;
+  readonly held: HeldPages | undefined;
   users: number;
 }
 
@@ -19,8 +30,8 @@ export class LayerTable {
   }
 
   /** All or none of them. @throws Error of the system when one can't be opened. */
-  acquire(ids: readonly string[]): Layer[] {
-    const acquired: Layer[] = [];
+  acquire(ids: readonly string[]): LayerHandle[] {
+    const acquired: LayerHandle[] = [];
     try {
       for (const id of ids) acquired.push(this.#acquireOne(id));
     } catch (error) {
@@ -37,19 +48,36 @@ export class LayerTable {
       layer.users -= 1;
       if (layer.users > 0) continue;
       this.#open.delete(id);
-      fs.closeSync(layer.descriptor);
+      fs.closeSync(layer.handle.descriptor);
+      layer.held?.unmap();
     }
   }
 
-  #acquireOne(id: string): Layer {
-    let layer = this.#open.get(id);
-    if (layer === undefined) {
-      const file = path.join(this.#folder, id);
-      const onDisk = liesOnDisk(file);
-      layer = { descriptor: fs.openSync(file, 'r'), onDisk, users: 0 };
-      this.#open.set(id, layer);
-    }
+  /** Which pages of an open replica are here; undefined for a layer that is whole. */
+  held(id: string): HeldPages | undefined {
+    return this.#open.get(id)?.held;
+  }
+
+  #acquireOne(id: string): LayerHandle {
+    const layer = this.#open.get(id) ?? this.#openOne(id);
     layer.users += 1;
-    return { descriptor: layer.descriptor, onDisk: layer.onDisk };
+    return layer.handle;
+  }
+
+  #openOne(id: string): OpenLayer {
+    const file = path.join(this.#folder, id);
+    const descriptor = fs.openSync(file, 'r');
+    try {
+      const held = fs.existsSync(heldPath(file)) ? HeldPages.map(heldPath(file)) : undefined;
+      held?.recover();
+      const onDisk = liesOnDisk(file);
+      const handle = { descriptor, onDisk, ...(held === undefined ? {} : { held: held.place }) };
+      const layer = { handle, held, users: 0 };
+      this.#open.set(id, layer);
+      return layer;
+    } catch (error) {
+      fs.closeSync(descriptor);
+      throw error;
+    }
   }
 }

@@ -200,7 +200,8 @@ export class Registry {
     }
     const layers = this.#layers.acquire(object.layers);
     try {
-      new PagedObject({ entries, layers, sizeBytes });
+      // Map and size fit each other, or this throws.
+      new PagedObject({ entries, layers: [], sizeBytes });
     } catch (error) {
       this.#layers.release(object.layers);
       throw error;

@@ -2,7 +2,8 @@
 // the counters lie in memory that all threads share; the layers' descriptors are the process's. Made
 // by the registry on the main thread, published to the others, used by all.
 
-import { type Layer, PAGE_BYTES, PagedObject } from '@snowfork/memserver';
+import { HeldPages, type Layer, PAGE_BYTES, PagedObject } from '@snowfork/memserver';
+import type { LayerHandle } from './layer-table.js';
 import { newPushWindowsMemory, PushWindows, type PushWindowsMemory } from './push-windows.js';
 import { THREADS } from './thread-data.js';
 
@@ -15,7 +16,7 @@ export interface SharedObject {
   readonly snapshot: string;
   readonly name: string;
   readonly sizeBytes: number;
-  readonly layers: readonly Layer[];
+  readonly layers: readonly LayerHandle[];
   readonly entries: SharedArrayBuffer;
   /** One bit for each page that a READ waits for. */
   readonly underWay: SharedArrayBuffer;
@@ -97,7 +98,8 @@ export class ServedObject {
     this.shared = shared;
     this.isMemory = isMemory(shared.name);
     const entries = new Uint16Array(shared.entries);
-    this.paged = new PagedObject({ entries, layers: shared.layers, sizeBytes: shared.sizeBytes });
+    const layers = shared.layers.map(openedLayer);
+    this.paged = new PagedObject({ entries, layers, sizeBytes: shared.sizeBytes });
     const bytes = COUNTERS * Float64Array.BYTES_PER_ELEMENT;
     this.counters = new Float64Array(shared.counters, thread * bytes, COUNTERS);
     this.#underWay = new Int32Array(shared.underWay);
@@ -106,9 +108,9 @@ export class ServedObject {
     this.layerWindows = new PushWindows(shared.layerWindows, entries.length, LAYER_PATIENCE);
   }
 
-  /** Whether the pages can be had without another host. All layers are local in this release. */
-  atHand(_firstPage: number, _count: number): boolean {
-    return true;
+  /** Whether the pages can be had without another host. */
+  atHand(firstPage: number, count: number): boolean {
+    return this.paged.isHere(firstPage, count);
   }
 
   /** The kernel forgot the file, and all that was pushed of it. */
@@ -161,6 +163,10 @@ export class ServedObject {
   isUnderWay(page: number): boolean {
     return (Atomics.load(this.#underWay, page >>> 5) & (1 << (page & 31))) !== 0;
   }
+}
+
+function openedLayer({ held, ...layer }: LayerHandle): Layer {
+  return held === undefined ? layer : { ...layer, held: HeldPages.at(held) };
 }
 
 /** Milliseconds that all threads of the process agree on, never 0, in 32 bits. */

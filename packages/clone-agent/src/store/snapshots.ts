@@ -2,72 +2,34 @@
 // collects what nobody needs. It owns `run/snapshots`, `run/layers` and their persistent twins; the
 // pager reads those folders and is told when one is complete or gone. Knows nothing of QEMU.
 
+import { randomBytes } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { decodePageMap, encodePageMap, PAGE_BYTES, type PageMap } from '@snowfork/memserver';
+import {
+  decodePageMap,
+  encodePageMap,
+  HeldPages,
+  KEY_BYTES,
+  PAGE_BYTES,
+  type PageMap,
+} from '@snowfork/memserver';
 import {
   type FreezeTimes,
-  type GuestMethod,
-  guestMethods,
   type Machine,
-  machineSchema,
   type PageCounts,
-  pageCountsSchema,
   type SnapshotInfo,
   SnowforkError,
 } from '@snowfork/sdk/api';
-import { z } from 'zod';
-import { standingSchema } from './journal.js';
+import type { LayerStack } from '../freeze/layer-stack.js';
+import { type Descriptor, unpackMap } from './descriptor.js';
+import { heldPath, type Origin } from './origins.js';
+import {
+  type OwnObject,
+  type Served,
+  type SnapshotFile,
+  snapshotFileSchema,
+} from './snapshot-file.js';
 import type { StateFolder } from './state-folder.js';
-
-const ownObjectSchema = z.object({
-  name: z.string(),
-  sizeBytes: z.number().int(),
-  map: z.string(),
-  layers: z.array(z.string()),
-});
-const inheritedObjectSchema = z.object({
-  name: z.string(),
-  sizeBytes: z.number().int(),
-  /** `<snapshot>/<object>`: unchanged since that snapshot. */
-  from: z.string(),
-});
-const pendingRequestSchema = z.object({
-  stream: z.number(),
-  id: z.number(),
-  method: z.enum(Object.keys(guestMethods) as [GuestMethod, ...GuestMethod[]]),
-});
-
-const snapshotFileSchema = z.object({
-  version: z.literal(1),
-  /** The content is not there yet: a freeze is going on. */
-  pending: z.literal(true).optional(),
-  number: z.number().int(),
-  id: z.string(),
-  image: z.string().optional(),
-  vm: z.string().optional(),
-  /** Of the VM that was frozen, which may be forgotten sooner than this. */
-  family: z
-    .object({ id: z.string(), image: z.string(), standing: standingSchema.optional() })
-    .optional(),
-  parent: z.string().optional(),
-  createdAt: z.number(),
-  kept: z.boolean(),
-  machine: machineSchema,
-  pages: pageCountsSchema,
-  layerBytes: z.number(),
-  deviceStateBytes: z.number(),
-  objects: z.array(z.union([ownObjectSchema, inheritedObjectSchema])),
-  /** Requests of the guest's programs that were under way; clones answer them. */
-  guest: z.object({
-    caller: pendingRequestSchema.extend({ detached: z.boolean() }).optional(),
-    pending: z.array(pendingRequestSchema),
-    /** What its monotonic clock showed when it was stopped: `guest/clock.ts`. */
-    clock: z.object({ monotonicMs: z.number(), lowMs: z.number(), highMs: z.number() }).optional(),
-  }),
-});
-export type SnapshotFile = z.infer<typeof snapshotFileSchema>;
-export type OwnObject = z.infer<typeof ownObjectSchema>;
 
 export interface Snapshot {
   file: SnapshotFile;
@@ -102,6 +64,8 @@ export interface SnapshotStoreEvents {
   changed(snapshot: string): void;
 }
 
+/** Layers of many hosts meet. */
+const LAYER_ID_BYTES = 8;
 /** Several times what is known of: 0.4 MB. */
 const DEVICE_STATE_BYTES_MAX = 2 * 1024 * 1024;
 
@@ -119,7 +83,6 @@ export class SnapshotStore {
   readonly #events: SnapshotStoreEvents;
   readonly #snapshots = new Map<string, Snapshot>();
   #nextSnapshot = 1;
-  #nextLayer = 1;
 
   constructor(state: StateFolder, events: SnapshotStoreEvents) {
     this.#state = state;
@@ -150,7 +113,6 @@ export class SnapshotStore {
       const file = path.join(this.#state.imageLayers, id);
       if (needed.has(id)) link(file, path.join(this.#state.runLayers, id));
       else fs.rmSync(file, { force: true });
-      this.#noteLayer(id);
     }
   }
 
@@ -168,19 +130,15 @@ export class SnapshotStore {
       this.#events.dropped(entry.name);
     }
     const needed = this.#neededLayers();
-    for (const id of fs.readdirSync(this.#state.runLayers)) {
-      if (!needed.has(id)) fs.rmSync(path.join(this.#state.runLayers, id), { force: true });
-      this.#noteLayer(id);
+    for (const name of fs.readdirSync(this.#state.runLayers)) {
+      const id = name.split('.')[0]!;
+      if (!needed.has(id)) this.#deleteLayer(id);
     }
   }
 
   #take(file: SnapshotFile, folder: string, persistent: boolean): void {
     this.#snapshots.set(file.id, newSnapshot(file, folder, persistent));
     this.#nextSnapshot = Math.max(this.#nextSnapshot, file.number + 1);
-  }
-
-  #noteLayer(id: string): void {
-    this.#nextLayer = Math.max(this.#nextLayer, Number(id.slice(1)) + 1 || 0);
   }
 
   /** Deletes what nothing needs; when all that may need something has said so. */
@@ -234,9 +192,9 @@ export class SnapshotStore {
     return snapshot;
   }
 
-  /** A name and a path for a layer that is about to be written. */
+  /** A name, the same on every host that will have it, and a path for a layer to be written. */
   newLayer(persistent: boolean): { id: string; path: string } {
-    const id = `l${this.#nextLayer++}`;
+    const id = `l${randomBytes(LAYER_ID_BYTES).toString('hex')}`;
     const inRun = path.join(this.#state.runLayers, id);
     if (!persistent) return { id, path: inRun };
     const onDisk = path.join(this.#state.imageLayers, id);
@@ -262,11 +220,24 @@ export class SnapshotStore {
       objects: file.objects.map((object) =>
         object.name === ram.name ? { ...ram, layers: frozen.layers } : object,
       ),
+      ...this.#originsOf(frozen),
     };
     fs.writeFileSync(path.join(snapshot.folder, ram.map), encodePageMap(frozen.map));
     writeSnapshotFile(snapshot);
     await this.#events.ready(snapshot.file.id, frozen.like);
     this.#events.changed(snapshot.file.id);
+  }
+
+  /** Of the layers that a freeze took over from snapshots of other hosts. */
+  #originsOf({ layers, like }: FrozenMemory): { origins?: Origin[] } {
+    const missing = new Set(layers.filter((layer) => this.isReplica(layer)));
+    if (missing.size === 0) return {};
+    const origins: Origin[] = [];
+    for (const origin of like.flatMap((id) => this.#snapshots.get(id)?.file.origins ?? [])) {
+      const gives = origin.layers.filter((layer) => missing.delete(layer));
+      if (gives.length > 0) origins.push(origin);
+    }
+    return { origins };
   }
 
   /** Adds an object that is whole already, such as a disk: the file becomes its one layer. */
@@ -277,6 +248,83 @@ export class SnapshotStore {
     const sizeBytes = Math.ceil(size / PAGE_BYTES) * PAGE_BYTES;
     fs.truncateSync(layer.path, sizeBytes);
     return { name, sizeBytes, map: `${name}.map`, layers: [layer.id] };
+  }
+
+  /**
+   * Takes in a snapshot of another host. Its pages come when they are wanted: what of its layers is
+   * not whole here becomes a replica, which holds nothing yet.
+   * @throws SnowforkError SF_LAYERS_FULL, SF_BAD_REQUEST.
+   */
+  async takeIn(descriptor: Descriptor): Promise<Snapshot> {
+    const known = this.find(descriptor.id);
+    if (known !== undefined) return known;
+    const { id, image, vm, family, parent, createdAt, machine, pages, guest } = descriptor;
+    this.#assertRoomBesidePages(machine);
+    const maps = descriptor.objects.map(({ map }) => unpackMap(map));
+    for (const { layers, sizeBytes } of descriptor.objects) {
+      for (const layer of layers) this.#makeReplica(layer, sizeBytes);
+    }
+    const missing = (origin: Origin) => origin.layers.some((layer) => this.isReplica(layer));
+    const number = this.#nextSnapshot++;
+    const objects = descriptor.objects.map(({ name, sizeBytes, layers }) => {
+      return { name, sizeBytes, map: `${name}.map`, layers };
+    });
+    const file: SnapshotFile = {
+      version: 1,
+      number,
+      id,
+      ...(image === undefined ? {} : { image }),
+      ...(vm === undefined ? {} : { vm }),
+      ...(family === undefined ? {} : { family }),
+      ...(parent === undefined ? {} : { parent }),
+      createdAt,
+      kept: false,
+      machine,
+      pages,
+      layerBytes: 0,
+      deviceStateBytes: descriptor.deviceState.length,
+      objects,
+      guest,
+      origins: descriptor.origins.filter(missing),
+    };
+    const snapshot = newSnapshot(file, this.#makeFolder(id, false), false);
+    fs.writeFileSync(this.deviceState(snapshot), descriptor.deviceState, { mode: 0o600 });
+    for (const [index, { map }] of objects.entries()) {
+      fs.writeFileSync(path.join(snapshot.folder, map), encodePageMap(maps[index]!));
+    }
+    writeSnapshotFile(snapshot);
+    this.#snapshots.set(id, snapshot);
+    await this.#events.ready(id, []);
+    this.#events.changed(id);
+    return snapshot;
+  }
+
+  /** With what the snapshot is served to other hosts, the same for as long as it lives. */
+  served(snapshot: Snapshot): Served {
+    if (snapshot.file.served === undefined) {
+      snapshot.file = { ...snapshot.file, served: newServed() };
+      writeSnapshotFile(snapshot);
+    }
+    return snapshot.file.served!;
+  }
+
+  /** The snapshot that an object of it is unchanged since, or itself. */
+  ownerOf(snapshot: Snapshot, object: SnapshotFile['objects'][number]): Snapshot {
+    if (!('from' in object)) return snapshot;
+    return this.get(object.from.split('/')[0]!);
+  }
+
+  /** Whether the layer lies on another host, and here only what came of it. */
+  isReplica(layer: string): boolean {
+    return fs.existsSync(heldPath(this.layerPath(layer)));
+  }
+
+  #makeReplica(layer: string, sizeBytes: number): void {
+    const file = this.layerPath(layer);
+    if (fs.existsSync(file)) return;
+    HeldPages.create(heldPath(file), Math.ceil(sizeBytes / PAGE_BYTES));
+    fs.writeFileSync(file, '', { mode: 0o600 });
+    fs.truncateSync(file, sizeBytes);
   }
 
   /** Undoes `begin` after a freeze that failed. */
@@ -336,8 +384,10 @@ export class SnapshotStore {
   }
 
   /** The page map and the layers' paths of a snapshot's RAM. */
-  memory(snapshot: Snapshot): { map: PageMap; layers: { id: string; path: string }[] } {
-    const layers = ramObject(snapshot).layers.map((id) => ({ id, path: this.layerPath(id) }));
+  memory(snapshot: Snapshot): LayerStack {
+    const layers = ramObject(snapshot).layers.map((id) => {
+      return { id, path: this.layerPath(id), isReplica: this.isReplica(id) };
+    });
     return { map: this.pageMap(snapshot), layers };
   }
 
@@ -447,7 +497,8 @@ export class SnapshotStore {
   }
 
   #deleteLayer(id: string): void {
-    fs.rmSync(path.join(this.#state.runLayers, id), { force: true });
+    fs.rmSync(this.layerPath(id), { force: true });
+    fs.rmSync(heldPath(this.layerPath(id)), { force: true });
     fs.rmSync(path.join(this.#state.imageLayers, id), { force: true });
   }
 
@@ -509,6 +560,13 @@ function link(target: string, at: string): void {
 function newSnapshot(file: SnapshotFile, folder: string, persistent: boolean): Snapshot {
   const none = { users: new Set<string>(), holders: new Set<string>() };
   return { file, folder, persistent, ...none, map: undefined, freeze: undefined };
+}
+
+/** A group of the organisation's scope (RFC 2365), which nobody else is likely to have drawn. */
+function newServed(): Served {
+  const [high, middle, low] = randomBytes(3);
+  const groupAddress = `239.${192 + (high! & 3)}.${middle}.${low}`;
+  return { key: randomBytes(KEY_BYTES).toString('base64'), groupAddress };
 }
 
 /** The page map of an object that lies in one layer, whole. */

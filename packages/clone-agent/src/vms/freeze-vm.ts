@@ -13,12 +13,8 @@ import { encodeResponse, type GuestChannel, type PendingRequest } from '../guest
 import { clockOrigin } from '../guest/clock.js';
 import { virtualClockMs } from '../hypervisor/device-stream.js';
 import type { FreezeRecord } from '../store/journal.js';
-import {
-  ramObject,
-  type Snapshot,
-  type SnapshotFile,
-  type SnapshotStore,
-} from '../store/snapshots.js';
+import type { SnapshotFile } from '../store/snapshot-file.js';
+import { ramObject, type Snapshot, type SnapshotStore } from '../store/snapshots.js';
 import { anonymousBytes } from './room.js';
 import { ENTROPY_BYTES } from './start-clone.js';
 import type { Vm } from './vm.js';

@@ -1,0 +1,118 @@
+// Which pages of a replica are on this host: a bitmap in a file that the pager and the memory server
+// of the host map, so that a pager that is killed loses none. One process writes (the pager's main
+// thread), all read. A page is written to the replica's file before its bit is set, and its bit is
+// cleared before it leaves the file.
+//
+//   u32         u32         from byte 8: a bit for each page, the lowest bit of a word first
+//  +-----------+-----------+------------------------------------------------+
+//  | generation| reserved  | words of 32 bits                               |
+//  +-----------+-----------+------------------------------------------------+
+//
+// The generation is odd while pages leave. A reader that has found an even one before it read, and the
+// same after it, has read what the bits promised.
+
+import fs from 'node:fs';
+import koffi from 'koffi';
+
+/** What `guard` says when a page is not here. */
+export const ABSENT = -1;
+
+const GENERATION = 0;
+const WORDS = 2;
+const PROT_READ_WRITE = 3;
+const MAP_SHARED = 1;
+const libc = koffi.load('libc.so.6');
+const mmap = libc.func(
+  'void *mmap(void *address, size_t bytes, int protection, int flags, int file, long offset)',
+);
+const munmap = libc.func('int munmap(void *address, size_t bytes)');
+
+/** Where a map lies in the memory of the process: for its other threads. */
+export interface HeldPagesPlace {
+  readonly address: bigint;
+  readonly bytes: number;
+}
+
+export class HeldPages {
+  readonly place: HeldPagesPlace;
+  readonly #cells: Int32Array;
+
+  /** Makes the file for a replica of so many pages, none of which is here. */
+  static create(path: string, pages: number): void {
+    const words = WORDS + Math.ceil(pages / 32);
+    // Written, not only made long: the tmpfs may be full one day, and a fault in it must not fail.
+    fs.writeFileSync(path, Buffer.alloc(words * Int32Array.BYTES_PER_ELEMENT), { mode: 0o600 });
+  }
+
+  /** Maps the file until `unmap`. @throws Error of the system. */
+  static map(path: string): HeldPages {
+    const file = fs.openSync(path, 'r+');
+    try {
+      const bytes = fs.fstatSync(file).size;
+      const pointer = mmap(null, bytes, PROT_READ_WRITE, MAP_SHARED, file, 0);
+      const address = koffi.address(pointer);
+      if (address === 2n ** 64n - 1n) throw new Error(`${path} can't be mapped`);
+      return new HeldPages({ address, bytes });
+    } finally {
+      fs.closeSync(file);
+    }
+  }
+
+  /** One that another thread of this process has mapped, and unmaps. */
+  static at(place: HeldPagesPlace): HeldPages {
+    return new HeldPages(place);
+  }
+
+  private constructor(place: HeldPagesPlace) {
+    this.place = place;
+    this.#cells = new Int32Array(koffi.view(place.address, place.bytes));
+  }
+
+  /** Nobody uses it any more, in no thread. */
+  unmap(): void {
+    munmap(this.place.address, this.place.bytes);
+  }
+
+  has(page: number): boolean {
+    return (Atomics.load(this.#cells, WORDS + (page >>> 5)) & (1 << (page & 31))) !== 0;
+  }
+
+  hasAll(firstPage: number, count: number): boolean {
+    for (let page = firstPage; page < firstPage + count; page++) if (!this.has(page)) return false;
+    return true;
+  }
+
+  /** Before pages are read: ABSENT, or what `isStill` must be told after. */
+  guard(firstPage: number, count: number): number {
+    const generation = Atomics.load(this.#cells, GENERATION) >>> 0;
+    return generation % 2 === 0 && this.hasAll(firstPage, count) ? generation : ABSENT;
+  }
+
+  /** Whether what was read since `guard` is what the pages hold. */
+  isStill(guard: number): boolean {
+    return Atomics.load(this.#cells, GENERATION) >>> 0 === guard;
+  }
+
+  /** The page's bytes are in the file. */
+  set(page: number): void {
+    Atomics.or(this.#cells, WORDS + (page >>> 5), 1 << (page & 31));
+  }
+
+  /** Takes pages out: `leave` empties their place in the file, when no bit promises them any more. */
+  clear(pages: Iterable<number>, leave: () => void): void {
+    Atomics.add(this.#cells, GENERATION, 1);
+    for (const page of pages) {
+      Atomics.and(this.#cells, WORDS + (page >>> 5), ~(1 << (page & 31)));
+    }
+    try {
+      leave();
+    } finally {
+      Atomics.add(this.#cells, GENERATION, 1);
+    }
+  }
+
+  /** Mends what a writer left that was killed while pages left. */
+  recover(): void {
+    if (Atomics.load(this.#cells, GENERATION) % 2 !== 0) Atomics.add(this.#cells, GENERATION, 1);
+  }
+}
