@@ -11,6 +11,7 @@ import {
   type ErrorCode,
   type ExecExit,
   type ExecRequest,
+  type ForkRequest,
   type ForkResult,
   type HostInfo,
   type HostStats,
@@ -85,7 +86,7 @@ export class FakeService implements AgentService {
       startedAt: 1,
       stateFolder: '/fake',
       qemu: { path: '/usr/bin/qemu-system-x86_64', version: '7.2.22', accelerator: 'tcg' },
-      vms: this.vms(false).length,
+      vms: this.#alive().length,
     };
   }
 
@@ -172,8 +173,12 @@ export class FakeService implements AgentService {
     return this.#add({ image, snapshot: `image-${image}` });
   }
 
-  vms(all: boolean): VmInfo[] {
-    return [...this.#vms.values()].filter((vm) => all || vm.state !== 'ended');
+  async vms(all: boolean): Promise<VmInfo[]> {
+    return all ? [...this.#vms.values()] : this.#alive();
+  }
+
+  #alive(): VmInfo[] {
+    return [...this.#vms.values()].filter((vm) => vm.state !== 'ended');
   }
 
   vm(id: string): VmInfo {
@@ -196,7 +201,7 @@ export class FakeService implements AgentService {
     };
   }
 
-  async fork(id: string, clones: number, signal: AbortSignal): Promise<ForkResult> {
+  async fork(id: string, { clones }: ForkRequest, signal: AbortSignal): Promise<ForkResult> {
     this.calls.push(`fork ${id} ${clones}`);
     this.#failIfAsked();
     const parent = this.#running(id);
@@ -250,7 +255,7 @@ export class FakeService implements AgentService {
     return [...this.#snapshots.values()];
   }
 
-  async createClones(snapshot: string, clones: number): Promise<ForkResult> {
+  async createClones(snapshot: string, { clones }: ForkRequest): Promise<ForkResult> {
     this.calls.push(`createClones ${snapshot} ${clones}`);
     const found = this.#snapshots.get(snapshot);
     if (found === undefined) {
@@ -263,7 +268,7 @@ export class FakeService implements AgentService {
     if (!this.#snapshots.has(id)) {
       throw new SnowforkError('SF_SNAPSHOT_NOT_FOUND', `no snapshot ${id}`);
     }
-    const users = this.vms(false).filter((vm) => vm.snapshot === id);
+    const users = this.#alive().filter((vm) => vm.snapshot === id);
     if (users.length > 0) {
       const details = { users: users.map((vm) => vm.id) };
       throw new SnowforkError('SF_SNAPSHOT_IN_USE', `VMs need ${id}`, { details });

@@ -127,14 +127,14 @@ describe('doctor', () => {
     const { answer } = await json('doctor');
     expect(named(answer, 'fork')).toMatchObject([{ status: 'ok' }]);
     expect(service.calls.some((call) => call.startsWith('fork'))).toBe(true);
-    expect(service.vms(false)).toEqual([]);
+    expect(await service.vms(false)).toEqual([]);
   });
 
   test("shows the agent's word in place of its own where they are about the same", async () => {
     const { answer } = await json('doctor', '--quick');
     expect(named(answer, 'qemu')).toEqual([{ name: 'qemu', status: 'ok', message: '7.2.22' }]);
     expect(named(answer, 'kernel')).toHaveLength(1);
-    expect(service.vms(true)).toEqual([]);
+    expect(await service.vms(true)).toEqual([]);
   });
 
   test('fails when a check failed, and shows the mend', async () => {
@@ -161,7 +161,7 @@ describe('doctor', () => {
     expect(named(answer, 'fork')).toMatchObject([
       { status: 'fail', message: expect.stringContaining('the tmpfs is full') },
     ]);
-    expect(service.vms(false)).toEqual([]);
+    expect(await service.vms(false)).toEqual([]);
   });
 
   test('fails as long as there is no image, and says how to build one', async () => {
@@ -460,9 +460,9 @@ describe('stats and tree', () => {
   test('draws families that live', async () => {
     const { signal } = new AbortController();
     const id = await launched();
-    const { clones } = await service.fork(id, 2, signal);
+    const { clones } = await service.fork(id, { clones: 2 }, signal);
     const first = clones[0]?.status === 'fulfilled' ? clones[0].vm.id : '';
-    await service.fork(first, 1, signal);
+    await service.fork(first, { clones: 1 }, signal);
     const gone = await launched();
     await service.kill(gone, 'test');
     const drawn = (await sf('tree')).stdout.split('\n');

@@ -64,9 +64,13 @@ function vmOf(family: string, standing: Partial<Standing> = {}): Member {
   return vm;
 }
 
+let ticketNumber = 0;
+
 function ticketOf(vm: Member, granted: number): Ticket {
-  const reservation = { granted, release: () => {} };
-  return tickets.create({ vm: vm.id, family: vm.family }, granted, reservation);
+  const none = () => {};
+  const placed = { granted, release: none, elsewhere: [], releaseElsewhere: none };
+  const of = { vm: vm.id, family: vm.family, asked: granted };
+  return tickets.create(`t${++ticketNumber}`, of, placed);
 }
 
 function snapshotOf(family: string, kept: boolean, layer?: { id: string; bytes: number }): void {

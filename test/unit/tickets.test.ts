@@ -25,8 +25,11 @@ afterEach(() => rmSync(folder, { recursive: true }));
 
 describe('a ticket', () => {
   const release = vi.fn();
+  const roomHere = (granted: number) => {
+    return { granted, release, elsewhere: [], releaseElsewhere: () => {} };
+  };
   const create = (granted: number) =>
-    new Tickets(journal).create({ vm: 'vm1' }, 8, { granted, release });
+    new Tickets(journal).create('t1', { vm: 'vm1', asked: 8 }, roomHere(granted));
 
   beforeEach(() => {
     vi.useFakeTimers();
@@ -99,7 +102,7 @@ describe('a ticket', () => {
 
   it('is found by its owner and by nobody else', () => {
     const tickets = new Tickets(journal);
-    const { id } = tickets.create({ vm: 'vm1' }, 1, { granted: 1, release });
+    const { id } = tickets.create('t1', { vm: 'vm1', asked: 1 }, roomHere(1));
     expect(tickets.get(id, 'vm1').id).toBe(id);
     expect(() => tickets.get(id, 'vm2')).toThrow(
       expect.objectContaining({ code: 'SF_TICKET_NOT_FOUND' }),

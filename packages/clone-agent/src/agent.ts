@@ -14,10 +14,12 @@ import {
   decodeValue,
   type End,
   type ExecRequest,
+  type ForkRequest,
   type ForkResult,
   type HostInfo,
   type HostStats,
   type ImageInfo,
+  type LaunchRequest,
   type PreviousAgent,
   type Slot,
   type SnapshotInfo,
@@ -127,7 +129,7 @@ export class Agent implements AgentService {
     this.#pager = parts.pager;
     const changed = (kind: string) => (id: string) => this.#changed(kind, id);
     this.#store = new SnapshotStore(state, {
-      ready: (id, like) => this.#pager.ready(id, like),
+      ready: (id, of) => this.#pager.ready(id, of),
       dropped: (id) => this.#pager.drop(id),
       changed: changed('snapshot'),
     });
@@ -258,11 +260,15 @@ export class Agent implements AgentService {
     this.#images.remove(name);
   }
 
-  launch({ image }: { image: string }, signal: AbortSignal): Promise<VmInfo> {
-    return this.#families.launch(image, this.#images.snapshot(image), signal);
+  launch({ image, ...placing }: LaunchRequest, signal: AbortSignal): Promise<VmInfo> {
+    return this.#families.launch(image, this.#images.snapshot(image), signal, placing);
   }
 
-  vms(all: boolean): VmInfo[] {
+  async vms(all: boolean): Promise<VmInfo[]> {
+    return this.#ownVms(all);
+  }
+
+  #ownVms(all: boolean): VmInfo[] {
     return this.#families
       .all()
       .filter((vm) => all || vm.end === undefined)
@@ -277,8 +283,9 @@ export class Agent implements AgentService {
     return readVmStats(this.#families.get(id));
   }
 
-  fork(id: string, clones: number, signal: AbortSignal): Promise<ForkResult> {
-    return this.#families.fork(this.#families.get(id), clones, signal);
+  fork(id: string, { clones, ...placing }: ForkRequest, signal: AbortSignal): Promise<ForkResult> {
+    const vm = this.#families.get(id);
+    return this.#families.fork(vm, clones, signal, undefined, placing);
   }
 
   checkpoint(id: string, signal: AbortSignal): Promise<CheckpointResult> {
@@ -307,8 +314,12 @@ export class Agent implements AgentService {
     return this.#store.list();
   }
 
-  createClones(snapshot: string, clones: number, signal: AbortSignal): Promise<ForkResult> {
-    return this.#families.createClones(this.#store.get(snapshot), clones, signal);
+  createClones(
+    snapshot: string,
+    { clones, ...placing }: ForkRequest,
+    signal: AbortSignal,
+  ): Promise<ForkResult> {
+    return this.#families.createClones(this.#store.get(snapshot), clones, signal, placing);
   }
 
   async removeSnapshot(id: string): Promise<void> {

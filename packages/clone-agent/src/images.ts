@@ -5,7 +5,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { PAGE_BYTES } from '@snowfork/memserver';
+import { PAGE_BYTES } from '@snowfork/memserver/pages';
 import {
   type BuildProgress,
   type BuildRequest,

@@ -4,7 +4,6 @@
 import type { HttpBindings } from '@hono/node-server';
 import {
   buildRequestSchema,
-  createClonesRequestSchema,
   execRequestSchema,
   forkRequestSchema,
   imageNameSchema,
@@ -85,8 +84,8 @@ function addImages(routes: Routes, service: AgentService, closing: AbortSignal):
 }
 
 function addVms(routes: Routes, service: AgentService, closing: AbortSignal): void {
-  routes.get('/v1/vms', (context) => {
-    const vms = service.vms(flag(context, 'all', false));
+  routes.get('/v1/vms', async (context) => {
+    const vms = await service.vms(flag(context, 'all', false));
     return context.json({ vms: vms.map(presentVm) });
   });
   routes.post('/v1/vms', async (context) => {
@@ -104,8 +103,8 @@ function addVms(routes: Routes, service: AgentService, closing: AbortSignal): vo
   );
   routes.post('/v1/vms/:id/fork', async (context) => {
     const signal = callerSignal(context, closing);
-    const { clones } = await parseBody(context, forkRequestSchema);
-    return context.json(presentFork(await service.fork(id(context), clones, signal)));
+    const request = await parseBody(context, forkRequestSchema);
+    return context.json(presentFork(await service.fork(id(context), request, signal)));
   });
   routes.post('/v1/vms/:id/checkpoint', async (context) => {
     const signal = callerSignal(context, closing);
@@ -169,8 +168,8 @@ function addSnapshots(routes: Routes, service: AgentService, closing: AbortSigna
   });
   routes.post('/v1/snapshots/:id/clones', async (context) => {
     const signal = callerSignal(context, closing);
-    const { clones } = await parseBody(context, createClonesRequestSchema);
-    return context.json(presentFork(await service.createClones(id(context), clones, signal)));
+    const request = await parseBody(context, forkRequestSchema);
+    return context.json(presentFork(await service.createClones(id(context), request, signal)));
   });
 }
 

@@ -10,10 +10,12 @@ import type {
   End,
   ExecExit,
   ExecRequest,
+  ForkRequest,
   ForkResult,
   HostInfo,
   HostStats,
   ImageInfo,
+  LaunchRequest,
   Slot,
   SnapshotInfo,
   VmInfo,
@@ -36,12 +38,12 @@ export interface AgentService {
   images(): ImageInfo[];
   removeImage(name: string): Promise<void>;
 
-  launch(request: { image: string }, signal: AbortSignal): Promise<VmInfo>;
-  /** Running VMs; with `all` those too that ended lately. */
-  vms(all: boolean): VmInfo[];
+  launch(request: LaunchRequest, signal: AbortSignal): Promise<VmInfo>;
+  /** Running VMs, of all hosts of the cluster; with `all` those too that ended lately. */
+  vms(all: boolean): Promise<VmInfo[]>;
   vm(id: string): VmInfo;
   vmStats(id: string): Promise<VmStats>;
-  fork(id: string, clones: number, signal: AbortSignal): Promise<ForkResult>;
+  fork(id: string, request: ForkRequest, signal: AbortSignal): Promise<ForkResult>;
   checkpoint(id: string, signal: AbortSignal): Promise<CheckpointResult>;
   kill(id: string, reason: string): Promise<void>;
   /** Resolves when the VM has ended. */
@@ -52,7 +54,7 @@ export interface AgentService {
   killTicket(ticket: string): Promise<void>;
 
   snapshots(): SnapshotInfo[];
-  createClones(snapshot: string, clones: number, signal: AbortSignal): Promise<ForkResult>;
+  createClones(snapshot: string, request: ForkRequest, signal: AbortSignal): Promise<ForkResult>;
   removeSnapshot(id: string): Promise<void>;
 
   /** Runs a command in the guest; it is killed when `signal` aborts. */

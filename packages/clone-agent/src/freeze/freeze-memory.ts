@@ -19,7 +19,7 @@
 
 import fs from 'node:fs';
 import { setImmediate } from 'node:timers/promises';
-import { ZERO_PAGE } from '@snowfork/memserver';
+import { ZERO_PAGE } from '@snowfork/memserver/pages';
 import { type PageCounts, SnowforkError } from '@snowfork/sdk/api';
 import { type FreePages, findFreePages, INTROSPECTION_PAGES_MAX } from './free-pages.js';
 import type { PageSource } from './guest-memory.js';

@@ -3,7 +3,7 @@
 // Called by `freeze-memory.ts`.
 
 import fs from 'node:fs';
-import { LAYERS_MAX, type PageMap, ZERO_PAGE } from '@snowfork/memserver';
+import { LAYERS_MAX, type PageMap, ZERO_PAGE } from '@snowfork/memserver/pages';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { PAGE_BYTES } from './process-memory.js';
 

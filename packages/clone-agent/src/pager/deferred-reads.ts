@@ -1,18 +1,21 @@
 // READs that the serving threads passed on: of objects that nobody has loaded, of snapshots whose
-// freeze still goes on, of layers on a disk. Lives on the main thread, where waiting costs no other
+// freeze still goes on, of layers on a disk or on another host. Lives on the main thread, where waiting costs no other
 // READ anything. Every READ taken here is answered in the end: with its bytes, or with an error.
 
 import fs from 'node:fs';
 import os from 'node:os';
+import path from 'node:path';
 import { promisify } from 'node:util';
-import { PAGE_BYTES, ZERO_PAGE } from '@snowfork/memserver';
+import { PAGE_BYTES, ZERO_PAGE } from '@snowfork/memserver/pages';
 import type { ReadArguments, RequestHeader } from './fuse-wire.js';
 import { numberOfNode } from './nodes.js';
 import type { Loaded, Registry } from './objects.js';
 import { Outcome, type PageServer } from './page-server.js';
 import { BLOCK_PAGES } from './push-windows.js';
-import { pagesCovered, type ServedObject } from './served-object.js';
+import { LostPageError, type RemotePages } from './remote-pages.js';
+import { Counter, pagesCovered, type ServedObject } from './served-object.js';
 import type { FuseReplies } from './session.js';
+import { LOST_FILE, snapshotFolder } from './snapshot-file.js';
 
 const { EIO } = os.constants.errno;
 const readAsync = promisify(fs.read);
@@ -36,29 +39,35 @@ interface DeferredRead {
 export class DeferredReads {
   readonly #server: PageServer;
   readonly #registry: Registry;
+  readonly #remote: RemotePages;
   readonly #replies: FuseReplies;
   readonly #answered: (startedAt: number) => void;
   readonly #complain: (message: string) => void;
+  readonly #runFolder: string;
   #parked: DeferredRead[] = [];
   #poll: NodeJS.Timeout | undefined;
-  /** Reads from disks that are going on, by node. */
-  readonly #warming = new Map<number, Set<Promise<void>>>();
+  /** READs that wait for a disk or another host, by node. */
+  readonly #waiting = new Map<number, Set<Promise<void>>>();
   /** Refused because too many waited. */
   refused = 0;
 
   constructor(of: {
     server: PageServer;
     registry: Registry;
+    remote: RemotePages;
     replies: FuseReplies;
     /** Called for each READ that got its bytes. */
     answered: (startedAt: number) => void;
     complain: (message: string) => void;
+    runFolder: string;
   }) {
     this.#server = of.server;
     this.#registry = of.registry;
+    this.#remote = of.remote;
     this.#replies = of.replies;
     this.#answered = of.answered;
     this.#complain = of.complain;
+    this.#runFolder = of.runFolder;
   }
 
   get parkedCount(): number {
@@ -68,7 +77,7 @@ export class DeferredReads {
   take(read: DeferredRead): void {
     const outcome = this.#server.read(read.header, read.wanted);
     if (outcome === Outcome.answered) this.#answered(read.startedAt);
-    else if (outcome === Outcome.wouldWait) this.#startWarming(read);
+    else if (outcome === Outcome.wouldWait) this.#startWaiting(read);
     else this.#takeUnknown(read);
   }
 
@@ -90,7 +99,7 @@ export class DeferredReads {
     this.#parked = this.#parked.filter((read) => !isDropped(read));
     for (const read of dropped) this.#replies.error(read.header, EIO);
     this.#schedulePoll();
-    for (const [node, reads] of this.#warming) {
+    for (const [node, reads] of this.#waiting) {
       if (numberOfNode(node) === number) await Promise.all(reads);
     }
   }
@@ -129,42 +138,61 @@ export class DeferredReads {
     }, PENDING_POLL_MS);
   }
 
-  #startWarming(read: DeferredRead): void {
+  #startWaiting(read: DeferredRead): void {
     const { nodeid } = read.header;
-    const reads = this.#warming.get(nodeid) ?? new Set();
-    this.#warming.set(nodeid, reads);
-    const warming = this.#answerFromDisk(read).finally(() => {
-      reads.delete(warming);
-      if (reads.size === 0) this.#warming.delete(nodeid);
+    const reads = this.#waiting.get(nodeid) ?? new Set();
+    this.#waiting.set(nodeid, reads);
+    const waiting = this.#answerLater(read).finally(() => {
+      reads.delete(waiting);
+      if (reads.size === 0) this.#waiting.delete(nodeid);
     });
-    reads.add(warming);
+    reads.add(waiting);
   }
 
-  /** Brings the pages into the layer's page cache, then answers as if they had been there. */
-  async #answerFromDisk(read: DeferredRead): Promise<void> {
+  /** Brings the pages to this host and into the page cache, then answers as if they had been there. */
+  async #answerLater(read: DeferredRead): Promise<void> {
     for (let attempt = 1; ; attempt += 1) {
       const object = this.#server.objects.get(read.header.nodeid);
       // Dropped meanwhile.
       if (object === undefined) return this.#replies.error(read.header, EIO);
       try {
-        await warm(object, read.wanted);
+        await this.#bring(object, read.wanted);
       } catch (error) {
-        this.#complain(`${object.shared.snapshot}/${object.shared.name}: ${String(error)}`);
+        this.#fail(object, error);
         return this.#replies.error(read.header, EIO);
       }
-      const mayWait = attempt === WARM_ATTEMPTS_MAX;
+      // The object may have gone while its page came.
+      if (!this.#server.objects.has(read.header.nodeid)) continue;
+      const mayWait = attempt >= WARM_ATTEMPTS_MAX;
       const outcome = this.#server.read(read.header, read.wanted, mayWait);
       if (outcome === Outcome.answered) return this.#answered(read.startedAt);
     }
   }
+
+  /** Whoever reads will end for it: a page that is lost is lost for the snapshot, and it is said why. */
+  #fail({ shared }: ServedObject, error: unknown): void {
+    const { snapshot, name } = shared;
+    this.#complain(`${snapshot}/${name}: ${String(error)}`);
+    if (!(error instanceof LostPageError) || !this.#server.objects.has(shared.nodeid)) return;
+    const file = path.join(snapshotFolder(this.#runFolder, snapshot), LOST_FILE);
+    fs.writeFileSync(file, error.message);
+  }
+
+  async #bring(object: ServedObject, wanted: ReadArguments): Promise<void> {
+    const { paged, shared } = object;
+    const firstPage = Math.floor(wanted.offset / PAGE_BYTES);
+    const sizeBytes = Math.min(wanted.sizeBytes, paged.sizeBytes - wanted.offset);
+    const count = pagesCovered(wanted.offset, sizeBytes);
+    if (paged.isHere(firstPage, count)) return await warm(object, firstPage, count);
+    object.count(Counter.demandedPages, count);
+    await this.#remote.fetch(shared.nodeid, firstPage, count);
+  }
 }
 
 /** Reads what a READ covers from the disk, and the rest of the blocks at its edges with it. */
-async function warm(object: ServedObject, wanted: ReadArguments): Promise<void> {
+async function warm(object: ServedObject, firstPage: number, count: number): Promise<void> {
   const { paged } = object;
-  const sizeBytes = Math.min(wanted.sizeBytes, paged.sizeBytes - wanted.offset);
-  const firstPage = Math.floor(wanted.offset / PAGE_BYTES);
-  const lastPage = firstPage + pagesCovered(wanted.offset, sizeBytes) - 1;
+  const lastPage = firstPage + count - 1;
   const first = firstPage - (firstPage % BLOCK_PAGES);
   const end = Math.min(lastPage - (lastPage % BLOCK_PAGES) + BLOCK_PAGES, paged.pageCount);
   const scratch = Buffer.allocUnsafe((end - first) * PAGE_BYTES);

@@ -7,6 +7,7 @@ import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type HostStats, hostStatsSchema, SnowforkError } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
+import { z } from 'zod';
 import { LineClient } from '../hypervisor/line-client.js';
 import type { ProcessJournal } from '../store/processes.js';
 import type { StateFolder } from '../store/state-folder.js';
@@ -17,6 +18,8 @@ const CONNECT_TIMEOUT_MS = 10_000;
 /** Between two attempts to start a pager, so that one that cannot start does not keep the host busy. */
 const RESTART_DELAY_MS = 100;
 const COMMAND_ATTEMPTS_MAX = 50;
+
+const faultsSchema = z.object({ pages: z.array(z.number()) });
 
 export interface PagerKeeperOptions {
   readonly state: StateFolder;
@@ -75,10 +78,18 @@ export class PagerKeeper {
 
   /**
    * The snapshot is complete: whoever waits for a page of it gets it. What clones of `like` touched
-   * first is pushed to its own.
+   * first is pushed to its own; what those of other hosts did (`first`) is fetched.
    */
-  async ready(snapshot: string, like: readonly string[]): Promise<void> {
-    await this.#execute('ready', { snapshot, like });
+  async ready(
+    snapshot: string,
+    of: { like?: readonly string[]; first?: readonly number[] },
+  ): Promise<void> {
+    await this.#execute('ready', { snapshot, ...of });
+  }
+
+  /** Pages that clones of the snapshot have waited for, in that order. */
+  async faults(snapshot: string): Promise<number[]> {
+    return faultsSchema.parse(await this.#execute('faults', { snapshot })).pages;
   }
 
   /** The snapshot is gone; nothing waits for the pager to have heard it. */

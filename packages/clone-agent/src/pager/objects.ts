@@ -4,7 +4,8 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { decodePageMap, ObjectError, PagedObject } from '@snowfork/memserver';
+import { decodePageMap, ObjectError, PagedObject } from '@snowfork/memserver/pages';
+import type { Origin } from '../store/origins.js';
 import { LayerTable } from './layer-table.js';
 import { indexOfNode, numberOfNode, objectNode, ROOT_NODE, snapshotNode } from './nodes.js';
 import { newSharedObject, type SharedObject } from './served-object.js';
@@ -40,8 +41,11 @@ interface KnownSnapshot {
 }
 
 export interface RegistryEvents {
-  /** An object can be read now. */
-  loaded(object: SharedObject): void;
+  /** An object can be read now; `layers`: their names, `origins`: who has those that are replicas. */
+  loaded(
+    object: SharedObject,
+    of: { readonly layers: readonly string[]; readonly origins: readonly Origin[] },
+  ): void;
   complain(message: string): void;
 }
 
@@ -209,6 +213,7 @@ export class Registry {
     snapshot.loaded.set(nodeid, object.layers);
     this.#events.loaded(
       newSharedObject({ nodeid, snapshot: id, name, sizeBytes, layers, entries }),
+      { layers: object.layers, origins: snapshot.file.origins ?? [] },
     );
   }
 }

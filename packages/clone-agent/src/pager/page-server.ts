@@ -1,10 +1,16 @@
 // Answers READs: zeros, what lies in a layer, or "not I". Every thread that answers has one; it holds
 // the reused buffers, counts, and asks the store thread to push what is likely to be touched next.
-// It never waits: a READ for an object it does not know, or one that would wait for a disk, is left
-// to its caller.
+// It never waits: a READ for an object it does not know, or one that would wait for a disk or another
+// host, is left to its caller.
 
 import os from 'node:os';
-import { type LayerRead, ObjectError, PAGE_BYTES, readWaiting } from '@snowfork/memserver';
+import {
+  type LayerRead,
+  ObjectError,
+  PAGE_BYTES,
+  readWaiting,
+  ZERO_PAGE,
+} from '@snowfork/memserver/pages';
 import { READ_BYTES_MAX, type ReadArguments, type RequestHeader } from './fuse-wire.js';
 import { readWithoutWaiting } from './no-wait.js';
 import { BLOCK_PAGES } from './push-windows.js';
@@ -45,7 +51,7 @@ export class PageServer {
     this.#complain = of.complain;
   }
 
-  /** With `mayWait` the outcome is never `wouldWait`. */
+  /** With `mayWait` it waits for a disk; never for another host. */
   read(request: RequestHeader, wanted: ReadArguments, mayWait = false): Outcome {
     const object = this.objects.get(request.nodeid);
     if (object === undefined) return Outcome.unknownObject;
@@ -142,7 +148,10 @@ function countAnswer(object: ServedObject, firstPage: number, count: number): vo
   const end = firstPage + count;
   for (let page = firstPage; page < end; ) {
     const run = paged.runLength(page, end - page);
-    object.count(paged.isZero(page, 1) ? Counter.zeroPages : Counter.localPages, run);
+    const layer = paged.layerOf(page);
+    if (layer === ZERO_PAGE) object.count(Counter.zeroPages, run);
+    else if (paged.layers[layer - 1]?.held === undefined) object.count(Counter.localPages, run);
+    else object.count(Counter.replicaPages, run);
     page += run;
   }
 }

@@ -2,8 +2,8 @@
 // by the control socket. It answers what the serving threads pass on; it owns the registry and with
 // it all descriptors of layers.
 
+import type { Command } from '@snowfork/memserver';
 import { z } from 'zod';
-import type { Command } from './control.js';
 import { DeferredReads } from './deferred-reads.js';
 import { Filesystem } from './filesystem.js';
 import {
@@ -19,7 +19,8 @@ import { ROOT_NODE } from './nodes.js';
 import { Registry } from './objects.js';
 import { Openers } from './openers.js';
 import { PageServer } from './page-server.js';
-import { Counter, ServedObject } from './served-object.js';
+import { RemotePages } from './remote-pages.js';
+import { Counter, FAULTS_MAX, ServedObject } from './served-object.js';
 import { FuseReplies } from './session.js';
 import { StoreRequests } from './stores.js';
 import { AnsweredRequests, mapTakenRequests } from './taken.js';
@@ -28,7 +29,11 @@ import { Threads } from './threads.js';
 
 const snapshotArgument = z.object({ snapshot: z.string() });
 /** `like`: snapshots whose clones touched first what clones of this one will touch first. */
-const readyArguments = snapshotArgument.extend({ like: z.array(z.string()).max(16).default([]) });
+const readyArguments = snapshotArgument.extend({
+  like: z.array(z.string()).max(16).default([]),
+  /** Pages of the RAM that clones on other hosts touched first, in that order. */
+  first: z.array(z.number().int().nonnegative()).max(FAULTS_MAX).default([]),
+});
 
 export interface PagerEvents {
   /** The mount has gone; there is nothing left to do. */
@@ -44,6 +49,7 @@ export class Pager {
   readonly #registry: Registry;
   readonly #deferred: DeferredReads;
   readonly #filesystem: Filesystem;
+  readonly #remote: RemotePages;
   /** Of requests that the serving threads have passed on. */
   readonly #answered: AnsweredRequests;
   readonly #events: PagerEvents;
@@ -69,17 +75,25 @@ export class Pager {
     const histogram = new LatencyHistogram(this.#threads.histogramMemory, MAIN_THREAD);
     this.#server = new PageServer({ replies, stores, complain });
     const server = this.#server;
+    const push = (nodeid: number, firstPage: number, count: number) =>
+      stores.offer(nodeid, firstPage, count, false);
+    this.#remote = new RemotePages({ runFolder: of.runFolder, push, complain });
+    const remote = this.#remote;
     this.#registry = new Registry(of.runFolder, {
       complain,
-      loaded: (object) => {
-        server.objects.set(object.nodeid, new ServedObject(object, MAIN_THREAD));
+      loaded: (object, layers) => {
+        const served = new ServedObject(object, MAIN_THREAD);
+        server.objects.set(object.nodeid, served);
+        remote.open(served, layers);
         this.#threads.publishObject(object);
       },
     });
     const registry = this.#registry;
     const answered = (startedAt: number) =>
       histogram.count(performance.timeOrigin + performance.now() - startedAt);
-    this.#deferred = new DeferredReads({ server, registry, replies, answered, complain });
+    const { runFolder } = of;
+    const parts = { server, registry, remote, replies };
+    this.#deferred = new DeferredReads({ ...parts, answered, complain, runFolder });
     this.#filesystem = new Filesystem({
       registry,
       openers: new Openers(of.runFolder, process.getuid!()),
@@ -93,6 +107,7 @@ export class Pager {
   readonly commands: Readonly<Record<string, Command>> = {
     ping: () => ({ pid: process.pid }),
     ready: (args) => this.#ready(readyArguments.parse(args)),
+    faults: (args) => this.#faults(snapshotArgument.parse(args).snapshot),
     drop: (args) => this.#drop(snapshotArgument.parse(args).snapshot),
     stats: () => this.#stats(),
   };
@@ -130,10 +145,31 @@ export class Pager {
   }
 
   /** The freeze of a snapshot has ended: its content is there. */
-  #ready({ snapshot, like }: z.infer<typeof readyArguments>): void {
+  #ready({ snapshot, like, first }: z.infer<typeof readyArguments>): void {
     const objects = this.#registry.loadAll(snapshot);
     this.#deferred.retryParked();
-    for (const { nodeid } of objects) this.#replay(nodeid, like);
+    for (const { nodeid } of objects) {
+      this.#replay(nodeid, like);
+      if (first.length > 0) this.#fetchFirst(nodeid, first);
+    }
+  }
+
+  /** What clones on other hosts waited for is fetched before those of this host ask. */
+  #fetchFirst(nodeid: number, pages: readonly number[]): void {
+    const object = this.#server.objects.get(nodeid);
+    if (object === undefined || !object.isMemory) return;
+    object.inheritFaults(pages);
+    this.#remote.prefetch(nodeid, pages).catch((error: unknown) => {
+      this.#events.complain(`${object.shared.snapshot}: ${String(error)}`);
+    });
+  }
+
+  /** What clones of a snapshot have waited for, in that order. */
+  #faults(snapshot: string): { pages: number[] } {
+    const ram = [...this.#server.objects.values()].find(
+      ({ shared, isMemory }) => isMemory && shared.snapshot === snapshot,
+    );
+    return { pages: ram === undefined ? [] : [...ram.recordedFaults()] };
   }
 
   /** What clones of earlier snapshots of the family waited for is pushed before these ask. */
@@ -160,8 +196,10 @@ export class Pager {
     if (dropped !== undefined) {
       const close = this.#registry.forget(id);
       for (const node of dropped.nodes) this.#server.objects.delete(node);
+      this.#remote.abandon(dropped.nodes);
       await this.#deferred.drop(dropped.number);
       await this.#threads.dropObjects(dropped.nodes);
+      for (const node of dropped.nodes) this.#remote.close(node);
       close();
       notifications.push(...dropped.nodes.map(encodeInvalidateInode));
     }
@@ -179,10 +217,13 @@ export class Pager {
       storedPages: object.total(Counter.storedPages),
       replayedPages: object.total(Counter.replayedPages),
       aheadPages: object.total(Counter.aheadPages),
+      replicaPages: object.total(Counter.replicaPages),
+      demandedPages: object.total(Counter.demandedPages),
     }));
     return {
       pid: process.pid,
       objects,
+      remote: this.#remote.stats(),
       latencyUsBuckets: this.#threads.latencyUsBuckets(),
       droppedStores: this.#threads.droppedStores(),
       parkedReads: this.#deferred.parkedCount,

@@ -2,7 +2,7 @@
 // the counters lie in memory that all threads share; the layers' descriptors are the process's. Made
 // by the registry on the main thread, published to the others, used by all.
 
-import { HeldPages, type Layer, PAGE_BYTES, PagedObject } from '@snowfork/memserver';
+import { HeldPages, type Layer, PAGE_BYTES, PagedObject } from '@snowfork/memserver/pages';
 import type { LayerHandle } from './layer-table.js';
 import { newPushWindowsMemory, PushWindows, type PushWindowsMemory } from './push-windows.js';
 import { THREADS } from './thread-data.js';
@@ -37,8 +37,12 @@ export const Counter = {
   storedPages: 4,
   replayedPages: 5,
   aheadPages: 6,
+  /** Of a replica, however they came to it. */
+  replicaPages: 7,
+  /** Of these, those that a READ had to wait for. */
+  demandedPages: 8,
 } as const;
-const COUNTERS = 7;
+const COUNTERS = 9;
 
 /**
  * A program starts by touching a page here and one there; the fifth of 64 KiB is one of many. Fresh

@@ -4,7 +4,11 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { z } from 'zod';
+import { originSchema } from '../store/origins.js';
 import { OBJECTS_MAX, SNAPSHOT_NUMBER_MAX } from './nodes.js';
+
+/** In a snapshot's folder: why a page of it will not come. Written by the pager, for the agent. */
+export const LOST_FILE = 'lost';
 
 /** Names that may become part of a path. */
 const nameSchema = z.string().regex(/^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/);
@@ -25,6 +29,8 @@ const snapshotFileSchema = z.object({
   number: z.number().int().min(1).max(SNAPSHOT_NUMBER_MAX),
   id: nameSchema,
   objects: z.array(z.union([ownObjectSchema, inheritedObjectSchema])).max(OBJECTS_MAX),
+  /** Of layers that are replicas here. */
+  origins: z.array(originSchema).optional(),
 });
 export type SnapshotFile = z.infer<typeof snapshotFileSchema>;
 export type OwnObject = z.infer<typeof ownObjectSchema>;

@@ -6,7 +6,7 @@
 
 import fs from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
-import { PAGE_BYTES, ZERO_PAGE } from '@snowfork/memserver';
+import { PAGE_BYTES, ZERO_PAGE } from '@snowfork/memserver/pages';
 import { type Bulletin, Mailbox } from './board.js';
 import { encodeStoreHeader, READ_BYTES_MAX, STORE_HEADER_BYTES } from './fuse-wire.js';
 import { isMarker } from './push-windows.js';
@@ -58,7 +58,8 @@ function pushRange(object: ServedObject, { firstPage, count, zeros }: StoreJob):
 }
 
 function isPushable(object: ServedObject, page: number, zeros: boolean): boolean {
-  return (object.paged.layerOf(page) === ZERO_PAGE) === zeros && !object.isUnderWay(page);
+  if ((object.paged.layerOf(page) === ZERO_PAGE) !== zeros || object.isUnderWay(page)) return false;
+  return zeros || object.paged.isHere(page, 1);
 }
 
 /** A last page that is not whole can't be stored. */
@@ -110,7 +111,8 @@ function pushFromLayers(
   counter: number,
 ): boolean {
   try {
-    object.paged.readInto(pages, firstPage, count);
+    // Of another host, and not here: who asks for it will wait for it.
+    if (!object.paged.readInto(pages, firstPage, count)) return true;
   } catch (error) {
     // Whoever asks for the page will be told; nothing is pushed that is not known to be right.
     say({ kind: 'complaint', message: `${object.shared.snapshot}: ${String(error)}` });

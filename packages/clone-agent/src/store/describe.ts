@@ -4,11 +4,14 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { decodePageMap } from '@snowfork/memserver';
+import { decodePageMap } from '@snowfork/memserver/pages';
 import { type Descriptor, packMap } from './descriptor.js';
 import type { Origin } from './origins.js';
 import type { OwnObject } from './snapshot-file.js';
 import type { Snapshot, SnapshotStore } from './snapshots.js';
+
+/** Groups are told apart by their addresses. */
+const GROUP_PORT = 7411;
 
 /** This host's memory server, as others reach it. */
 export interface ServingHost {
@@ -39,7 +42,7 @@ export function describeSnapshot(
   const all = [...new Set(owned.flatMap(({ own }) => own.layers))];
   const whole = all.filter((layer) => !store.isReplica(layer));
   const { key, groupAddress } = store.served(snapshot);
-  const group = { address: groupAddress, port: serving.port };
+  const group = { address: groupAddress, port: GROUP_PORT };
   const here: Origin = { ...serving, snapshot: file.id, key, group, layers: whole };
   const elsewhere = owned.flatMap(({ owner }) => owner.file.origins ?? []);
   const { id, image, vm, family, parent, createdAt, machine, pages, guest } = file;

@@ -2,7 +2,7 @@
 // snapshot, taken in by one that is to run clones of it; goes from agent to agent over TLS.
 
 import { deflateRawSync, inflateRawSync } from 'node:zlib';
-import { decodePageMap, encodePageMap, type PageMap } from '@snowfork/memserver';
+import { decodePageMap, encodePageMap, type PageMap } from '@snowfork/memserver/pages';
 import { machineSchema, pageCountsSchema, SnowforkError } from '@snowfork/sdk/api';
 import { z } from 'zod';
 import { idSchema, LAYERS_OF_ORIGIN_MAX, originSchema } from './origins.js';
@@ -11,6 +11,8 @@ import { familySchema, guestStateSchema } from './snapshot-file.js';
 /** 1 TiB of RAM; a map is highly compressible, so the deflated size says nothing. */
 const MAP_BYTES_MAX = 2 ** 29 + 64;
 const OBJECTS_MAX = 14;
+/** As the pager records. */
+const FAULTS_MAX = 4096;
 
 const bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array);
 
@@ -39,7 +41,7 @@ export const descriptorSchema = z.strictObject({
     .max(OBJECTS_MAX),
   origins: z.array(originSchema),
   /** Pages in the order in which earlier clones waited for them. */
-  faults: z.array(z.number().int().nonnegative()).max(65_536),
+  faults: z.array(z.number().int().nonnegative()).max(FAULTS_MAX),
 });
 export type Descriptor = z.infer<typeof descriptorSchema>;
 

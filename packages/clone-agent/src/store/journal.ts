@@ -73,6 +73,8 @@ const ticketRecordSchema = z.object({
   id: z.string(),
   vm: z.string().exactOptional(),
   family: z.string().exactOptional(),
+  /** The host whose ticket this is a part of. */
+  home: z.string().exactOptional(),
   asked: z.number().int(),
   createdAt: z.number(),
   reason: z.string().exactOptional(),
@@ -82,12 +84,26 @@ const ticketRecordSchema = z.object({
     z.object({
       cloneId: z.number().int(),
       vm: z.string().exactOptional(),
+      /** Another host, whose VM fills it. */
+      host: z.string().exactOptional(),
+      /** Of a part: home has heard how it settled. */
+      isTold: z.boolean().exactOptional(),
       status: z.enum(['running', 'exited', 'lost']),
       reason: z.string().exactOptional(),
     }),
   ),
 });
 export type TicketRecord = z.infer<typeof ticketRecordSchema>;
+
+/** What a host calls its VMs, snapshots and tickets: `vm5`, and `vm5-alpha` in a cluster. */
+export function hostId(prefix: string, number: number, hostName: string | undefined): string {
+  return hostName === undefined ? `${prefix}${number}` : `${prefix}${number}-${hostName}`;
+}
+
+/** The host that gave an id. */
+export function hostOf(id: string): string | undefined {
+  return /^[a-z]+\d+-(.+)$/.exec(id)?.[1];
+}
 
 const numbersSchema = z.object({ vm: z.int(), ticket: z.int(), fork: z.int(), exec: z.int() });
 type Numbers = z.infer<typeof numbersSchema>;
@@ -100,8 +116,16 @@ export class Journal {
   readonly #complain: (error: unknown) => void;
   #numbers: Numbers = { vm: 0, ticket: 0, fork: 0, exec: 0 };
 
+  /** This host's name in its cluster, when it is in one. */
+  readonly hostName: () => string | undefined;
+
   /** `complain`: a record could not be written, such as on a full disk; the agent goes on. */
-  constructor(folder: string, complain: (error: unknown) => void) {
+  constructor(
+    folder: string,
+    complain: (error: unknown) => void,
+    hostName: () => string | undefined = () => undefined,
+  ) {
+    this.hostName = hostName;
     this.#folder = folder;
     this.#complain = complain;
     fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
@@ -114,6 +138,11 @@ export class Journal {
     this.#numbers[kind] += 1;
     this.#write(NUMBERS_FILE, this.#numbers);
     return this.#numbers[kind];
+  }
+
+  /** An id that no other host of the cluster gives. */
+  newId(kind: 'vm' | 'ticket'): string {
+    return hostId(kind === 'vm' ? 'vm' : 't', this.next(kind), this.hostName());
   }
 
   putVm(record: VmRecord): void {
@@ -146,8 +175,8 @@ export class Journal {
     fs.rmSync(this.#path(`vm-${id}.json`), { force: true });
   }
 
-  forgetTicket(id: string, slots: number): void {
-    for (let cloneId = 1; cloneId <= slots; cloneId++) {
+  forgetTicket(id: string, cloneIds: readonly number[]): void {
+    for (const cloneId of cloneIds) {
       fs.rmSync(this.#valuePath(id, cloneId), { force: true });
     }
     fs.rmSync(this.#path(`ticket-${id}.json`), { force: true });
@@ -173,7 +202,7 @@ export class Journal {
       if (record.success) records.push(record.data);
       else this.#complain(new Error(`${name} is not understood`, { cause: record.error }));
     }
-    const number = ({ id }: { id: string }) => Number(id.replace(/^\D+/, ''));
+    const number = ({ id }: { id: string }) => Number.parseInt(id.replace(/^\D+/, ''), 10);
     return records.sort((a, b) => number(a) - number(b)) as z.infer<(typeof SCHEMAS)[K]>[];
   }
 

@@ -69,6 +69,8 @@ export const snapshotFileSchema = z.object({
   origins: z.array(originSchema).optional(),
   /** With which the memory server of this host serves it, since another host first wanted it. */
   served: servedSchema.optional(),
+  /** Hosts that need pages of it. */
+  lentTo: z.array(z.string()).optional(),
 });
 export type SnapshotFile = z.infer<typeof snapshotFileSchema>;
 export type OwnObject = z.infer<typeof ownObjectSchema>;

@@ -22,6 +22,7 @@ import {
 } from '@snowfork/sdk/api';
 import type { LayerStack } from '../freeze/layer-stack.js';
 import { type Descriptor, unpackMap } from './descriptor.js';
+import { hostId } from './journal.js';
 import { heldPath, type Origin } from './origins.js';
 import {
   type OwnObject,
@@ -57,8 +58,14 @@ export interface FrozenMemory {
 }
 
 export interface SnapshotStoreEvents {
-  /** The pager may serve it now; `like`: older snapshots of the family, the oldest first. */
-  ready(snapshot: string, like: readonly string[]): Promise<void>;
+  /**
+   * The pager may serve it now; `like`: older snapshots of the family, the oldest first; `first`: pages
+   * that its clones touched first elsewhere.
+   */
+  ready(
+    snapshot: string,
+    of: { like?: readonly string[]; first?: readonly number[] },
+  ): Promise<void>;
   /** The pager must forget it. */
   dropped(snapshot: string): void;
   changed(snapshot: string): void;
@@ -81,12 +88,19 @@ const NO_PAGES: PageCounts = {
 export class SnapshotStore {
   readonly #state: StateFolder;
   readonly #events: SnapshotStoreEvents;
+  readonly #hostName: () => string | undefined;
   readonly #snapshots = new Map<string, Snapshot>();
   #nextSnapshot = 1;
 
-  constructor(state: StateFolder, events: SnapshotStoreEvents) {
+  /** `hostName`: in the cluster, when the host is in one. */
+  constructor(
+    state: StateFolder,
+    events: SnapshotStoreEvents,
+    hostName: () => string | undefined = () => undefined,
+  ) {
     this.#state = state;
     this.#events = events;
+    this.#hostName = hostName;
   }
 
   /**
@@ -163,7 +177,7 @@ export class SnapshotStore {
   }): Snapshot {
     if (!of.persistent) this.#assertRoomBesidePages(of.machine);
     const number = this.#nextSnapshot++;
-    const id = `s${number}`;
+    const id = hostId('s', number, this.#hostName());
     const file: SnapshotFile = {
       version: 1,
       pending: true,
@@ -224,7 +238,7 @@ export class SnapshotStore {
     };
     fs.writeFileSync(path.join(snapshot.folder, ram.map), encodePageMap(frozen.map));
     writeSnapshotFile(snapshot);
-    await this.#events.ready(snapshot.file.id, frozen.like);
+    await this.#events.ready(snapshot.file.id, { like: frozen.like });
     this.#events.changed(snapshot.file.id);
   }
 
@@ -294,7 +308,7 @@ export class SnapshotStore {
     }
     writeSnapshotFile(snapshot);
     this.#snapshots.set(id, snapshot);
-    await this.#events.ready(id, []);
+    await this.#events.ready(id, { first: descriptor.faults });
     this.#events.changed(id);
     return snapshot;
   }
@@ -306,6 +320,23 @@ export class SnapshotStore {
       writeSnapshotFile(snapshot);
     }
     return snapshot.file.served!;
+  }
+
+  /** Another host needs pages of it, until `takeBack`. */
+  lend(snapshot: Snapshot, host: string): void {
+    const lentTo = snapshot.file.lentTo ?? [];
+    if (lentTo.includes(host)) return;
+    snapshot.file = { ...snapshot.file, lentTo: [...lentTo, host] };
+    writeSnapshotFile(snapshot);
+  }
+
+  /** The host needs it no more. */
+  takeBack(snapshot: Snapshot, host: string): void {
+    const { lentTo } = snapshot.file;
+    if (lentTo?.includes(host) !== true) return;
+    snapshot.file = { ...snapshot.file, lentTo: lentTo.filter((other) => other !== host) };
+    writeSnapshotFile(snapshot);
+    this.collect(snapshot);
   }
 
   /** The snapshot that an object of it is unchanged since, or itself. */
@@ -426,7 +457,8 @@ export class SnapshotStore {
   /** Ends the keeping of a snapshot, which deletes it. @throws SnowforkError SF_SNAPSHOT_IN_USE. */
   release(snapshot: Snapshot): void {
     const { id } = snapshot.file;
-    const needs = [...snapshot.users, ...snapshot.holders, ...this.#heirs(id)];
+    const hosts = (snapshot.file.lentTo ?? []).map((host) => `host ${host}`);
+    const needs = [...snapshot.users, ...snapshot.holders, ...hosts, ...this.#heirs(id)];
     if (needs.length > 0) {
       throw new SnowforkError(
         'SF_SNAPSHOT_IN_USE',
@@ -439,9 +471,10 @@ export class SnapshotStore {
 
   /** Deletes the snapshot when nothing needs it any more; to be called when a need has ended. */
   collect(snapshot: Snapshot): void {
-    const { id, kept, pending } = snapshot.file;
+    const { id, kept, pending, lentTo = [] } = snapshot.file;
     if (kept || pending || !this.#snapshots.has(id)) return;
-    if (snapshot.users.size > 0 || snapshot.holders.size > 0 || this.#heirs(id).length > 0) return;
+    if (snapshot.users.size > 0 || snapshot.holders.size > 0) return;
+    if (lentTo.length > 0 || this.#heirs(id).length > 0) return;
     this.#delete(snapshot);
   }
 

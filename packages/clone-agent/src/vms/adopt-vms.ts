@@ -103,7 +103,7 @@ function pastEnd(record: VmRecord, { ticketOf }: AdoptionContext): RawEnd | unde
   const { end, descent } = record;
   if (end !== undefined && end.how !== 'exited') return end;
   const ticket = ticketOf(record);
-  const slot = ticket?.slots[(descent.cloneId ?? 0) - 1];
+  const slot = ticket?.slot(descent.cloneId ?? 0);
   if (slot?.status === 'exited') return { how: 'exited', value: slot.value! };
   if (slot?.status === 'lost') return { how: 'lost', reason: slot.reason! };
   if (ticket?.killed === true) return KILLED_BY_TICKET;

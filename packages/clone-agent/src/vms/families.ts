@@ -10,12 +10,15 @@ import {
   type GuestMethod,
   type GuestParams,
   guestMethods,
+  type Machine,
   type Slot,
   SnowforkError,
+  type TicketInfo,
   type VmInfo,
 } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { z } from 'zod';
+import type { StartedClone } from '../cluster/clone-methods.js';
 import { type ChannelHandlers, encodeResponse, type PendingRequest } from '../guest/channel.js';
 import type { QemuProcess } from '../hypervisor/qemu.js';
 import type { Settings } from '../settings.js';
@@ -24,6 +27,8 @@ import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
 import { type AdoptionContext, adoptVm } from './adopt-vms.js';
 import { type Freezing, freezeVm, frozenObjects } from './freeze-vm.js';
 import { inExcess, Limits } from './limits.js';
+import { type Place, type Placing, placeHere } from './placing.js';
+import { RemoteClones, type RemoteClonesContext, type TicketPart } from './remote-clones.js';
 import { Room } from './room.js';
 import { connectClone, runClone } from './start-clone.js';
 import { KILLED_BY_TICKET, type Ticket, Tickets } from './tickets.js';
@@ -49,6 +54,15 @@ export interface FamiliesContext {
   /** Keeps background work off the processors; returns the end of that. */
   quiet(): () => void;
   changed(kind: 'vm' | 'ticket', id: string): void;
+  /** The other hosts of the cluster; without it there are none. */
+  readonly others?: Others;
+}
+
+/** What clones on other hosts need of the agent. */
+export interface Others
+  extends Pick<RemoteClonesContext, 'call' | 'serving' | 'serve' | 'faults' | 'isMember'> {
+  /** Room on this host and on others, for the clones of one ticket. */
+  readonly place: Place;
 }
 
 export interface Adoption {
@@ -68,7 +82,10 @@ export class Families {
   readonly room: Room;
   readonly limits: Limits;
   readonly #context: FamiliesContext;
+  readonly remote: RemoteClones | undefined;
   readonly #vms = new Map<string, Vm>();
+  /** By family: its last request for a ticket. */
+  readonly #turns = new Map<string, Promise<void>>();
 
   constructor(context: FamiliesContext) {
     this.#context = context;
@@ -85,6 +102,18 @@ export class Families {
       now: Date.now,
     });
     this.limits.watch();
+    const { others } = context;
+    this.remote =
+      others &&
+      new RemoteClones({
+        ...others,
+        store,
+        tickets: this.tickets,
+        log: context.log,
+        startPart: (part, signal) => this.#startPart(part, signal),
+        killTicket: (ticket) => this.killTicket(ticket),
+        settled: (ticket, cloneId, how) => this.#settledElsewhere(ticket, cloneId, how),
+      });
   }
 
   *running(): Iterable<Vm> {
@@ -109,8 +138,9 @@ export class Families {
     for (const ticket of records.tickets) {
       const owner = running.get(ticket.vm ?? '');
       const isOpen = !ticket.used && owner !== undefined;
-      const room = isOpen ? this.room.hold(ticket.slots.length, owner.machine) : undefined;
-      this.tickets.restore(ticket, room);
+      const own = ticket.slots.filter(({ host }) => host === undefined);
+      const room = isOpen ? this.room.hold(own.length, owner.machine) : undefined;
+      this.#watchPart(this.tickets.restore(ticket, room));
     }
     const vms = await Promise.all(records.vms.map((record) => adoptVm(record, this.#adoption())));
     for (const vm of vms) {
@@ -118,6 +148,9 @@ export class Families {
       if (vm.end !== undefined && running.has(vm.id)) this.#save(vm);
     }
     this.tickets.settleAfter(vms);
+    for (const ticket of this.tickets.all()) {
+      for (const { cloneId } of ticket.slots) void this.remote?.tellHome(ticket, cloneId);
+    }
     this.#context.store.collectAll();
     this.#forgetOldest();
     const adopted = vms.filter((vm) => vm.end === undefined).map((vm) => vm.id);
@@ -142,8 +175,16 @@ export class Families {
   }
 
   /** One VM of an image. @throws SnowforkError SF_NO_ROOM, SF_CLONE_FAILED, SF_QEMU_FAILED. */
-  async launch(image: string, snapshot: Snapshot, signal: AbortSignal): Promise<VmInfo> {
-    const ticket = this.#ticket({}, 1, snapshot.file.machine, 0);
+  async launch(
+    image: string,
+    snapshot: Snapshot,
+    signal: AbortSignal,
+    { place = 'pack', ...placing }: Placing = {},
+  ): Promise<VmInfo> {
+    const { machine } = snapshot.file;
+    // Here, unless it is said where, or there is no room.
+    const wanted = { clones: 1, machine, extraBytes: 0, placing: { place, ...placing } };
+    const ticket = await this.#ticket({}, wanted);
     const calledAt = performance.now();
     const descent = { image, launched: true };
     const [clone] = await this.#startClones(snapshot, ticket, descent, calledAt, signal);
@@ -157,8 +198,9 @@ export class Families {
     clones: number,
     signal: AbortSignal,
     caller: Caller | undefined = undefined,
+    placing: Placing = {},
   ): Promise<ForkResult> {
-    const ticket = this.requestTicket(vm, clones, caller !== undefined);
+    const ticket = await this.requestTicket(vm, clones, caller !== undefined, placing);
     try {
       return await this.#forkByTicket(vm, ticket, caller, signal);
     } catch (error) {
@@ -183,11 +225,17 @@ export class Families {
   }
 
   /** Clones of a stored snapshot, asked for from the host. */
-  async createClones(snapshot: Snapshot, clones: number, signal: AbortSignal): Promise<ForkResult> {
+  async createClones(
+    snapshot: Snapshot,
+    clones: number,
+    signal: AbortSignal,
+    placing: Placing = {},
+  ): Promise<ForkResult> {
     const descent = this.#descentFrom(snapshot, undefined);
     const { family } = descent;
     const whose = family === undefined ? {} : { family };
-    const ticket = this.#ticket(whose, clones, snapshot.file.machine, 0);
+    const { machine } = snapshot.file;
+    const ticket = await this.#ticket(whose, { clones, machine, extraBytes: 0, placing });
     const settled = await this.#startClones(snapshot, ticket, descent, performance.now(), signal);
     const info = this.#context.store.info(snapshot);
     return { ticket: ticket.info(), snapshot: info, clones: settled };
@@ -197,14 +245,36 @@ export class Families {
    * Room for clones of `vm`; what its guest asks for is limited.
    * @throws SnowforkError SF_NO_ROOM when there is none at all, SF_LIMIT.
    */
-  requestTicket(vm: Vm, clones: number, byGuest: boolean): Ticket {
+  async requestTicket(
+    vm: Vm,
+    clones: number,
+    byGuest: boolean,
+    placing: Placing = {},
+  ): Promise<Ticket> {
     vm.guest();
-    const granted = byGuest ? this.limits.grant(vm, clones) : { clones };
     const { id, family, machine } = vm;
-    // The freeze may store as much as the VM has of its own.
-    const ticket = this.#ticket({ vm: id, family }, clones, machine, machine.memoryBytes, granted);
-    this.limits.forgetTickets(family);
-    return ticket;
+    // What is granted must count before a family asks for more.
+    return await this.#inFamilyTurn(family, async () => {
+      const granted = byGuest ? this.limits.grant(vm, clones) : { clones };
+      // The freeze may store as much as the VM has of its own.
+      const extraBytes = machine.memoryBytes;
+      const wanted = { clones, machine, extraBytes, placing, granted };
+      const ticket = await this.#ticket({ vm: id, family }, wanted);
+      this.limits.forgetTickets(family);
+      return ticket;
+    });
+  }
+
+  #inFamilyTurn<T>(family: string, work: () => Promise<T>): Promise<T> {
+    const before = this.#turns.get(family);
+    const result = before === undefined ? work() : before.then(work);
+    const turn = result
+      .catch(() => {})
+      .then(() => {
+        if (this.#turns.get(family) === turn) this.#turns.delete(family);
+      });
+    this.#turns.set(family, turn);
+    return result;
   }
 
   async join(ticket: Ticket, timeoutMs: number | undefined, signal: AbortSignal): Promise<Slot[]> {
@@ -226,6 +296,7 @@ export class Families {
       const vm = slot.vm === undefined ? undefined : this.#vms.get(slot.vm);
       vm?.finish(KILLED_BY_TICKET);
     }
+    this.remote?.kill(ticket);
   }
 
   /**
@@ -246,21 +317,25 @@ export class Families {
     this.#context.journal.putVm(vm.record());
   }
 
-  #ticket(
+  async #ticket(
     whose: { vm?: string; family?: string },
-    clones: number,
-    machine: Snapshot['file']['machine'],
-    extraBytes: number,
-    allowed: { clones: number; reason?: string } = { clones },
-  ): Ticket {
-    const room = this.room.reserve(allowed.clones, machine, extraBytes);
-    const reservation = { ...allowed, ...room };
-    if (reservation.granted === 0) {
-      throw new SnowforkError('SF_NO_ROOM', reservation.reason ?? 'no room', {
-        details: { clones },
-      });
+    wanted: {
+      clones: number;
+      machine: Machine;
+      extraBytes: number;
+      placing: Placing;
+      granted?: { clones: number; reason?: string };
+    },
+  ): Promise<Ticket> {
+    const { clones, machine, extraBytes, placing, granted = { clones } } = wanted;
+    const id = this.#context.journal.newId('ticket');
+    const place = this.#context.others?.place ?? placeHere;
+    const of = { ticket: id, asked: granted.clones, machine, extraBytes, placing };
+    const placed = { ...granted, ...(await place(of, this.room)) };
+    if (placed.granted === 0 && placed.elsewhere.length === 0) {
+      throw new SnowforkError('SF_NO_ROOM', placed.reason ?? 'no room', { details: { clones } });
     }
-    return this.tickets.create(whose, clones, reservation);
+    return this.tickets.create(id, { ...whose, asked: clones }, placed);
   }
 
   async #forkByTicket(
@@ -365,9 +440,11 @@ export class Families {
       () => true,
       () => false,
     );
-    const standings = this.limits.standings(descent.standing, ticket);
+    const standings = this.#standings(ticket, descent);
     const endQuiet = this.#context.quiet();
-    const clones = ticket.slots.map(async ({ cloneId }): Promise<ForkResult['clones'][number]> => {
+    const of = { descent, standing: standings(0), frozen, signal };
+    const elsewhere = this.#startElsewhere(snapshot, ticket, of);
+    const here = ticket.ownSlots.map(async ({ cloneId }): Promise<StartedClone> => {
       const slot = { ...descent, cloneId, ticket: ticket.id, standing: standings(cloneId) };
       try {
         const vm = await this.#startOne(snapshot, ticket, slot, calledAt, signal, frozen);
@@ -381,11 +458,86 @@ export class Families {
         if (await isFrozen) ticket.reservation.release(1);
       }
     });
-    const settled = await Promise.all(clones);
+    const settled = [...(await Promise.all(here)), ...(await elsewhere)];
+    settled.sort((a, b) => a.cloneId - b.cloneId);
     endQuiet();
     snapshot.holders.delete(ticket.id);
     this.#context.store.collect(snapshot);
     return settled;
+  }
+
+  #standings(ticket: Ticket, { standing }: Descent): (cloneId: number) => Standing {
+    if (ticket.home === undefined || standing === undefined) {
+      return this.limits.standings(standing, ticket);
+    }
+    // Home has counted.
+    const { generation, ordinal, since } = standing;
+    return (cloneId) => ({ generation, ordinal: ordinal + cloneId, since });
+  }
+
+  /** The slots of a ticket that other hosts fill, once there is something to clone. */
+  async #startElsewhere(
+    snapshot: Snapshot,
+    ticket: Ticket,
+    of: { descent: Descent; standing: Standing; frozen: Promise<unknown>; signal: AbortSignal },
+  ): Promise<StartedClone[]> {
+    if (this.remote === undefined || ticket.slotsElsewhere.size === 0) return [];
+    try {
+      await of.frozen;
+    } catch {
+      return [];
+    }
+    return await this.remote.start(snapshot, ticket, of);
+  }
+
+  /** Clones of another host's ticket, which is to hear how each of them ends. */
+  async #startPart(part: TicketPart, signal: AbortSignal): Promise<StartedClone[]> {
+    const { snapshot, home, cloneIds, descent, standing } = part;
+    const { parent, family } = descent;
+    const room = this.room.reserve(cloneIds.length, snapshot.file.machine);
+    if (room.granted < cloneIds.length) {
+      room.release(room.granted);
+      throw new SnowforkError('SF_NO_ROOM', room.reason ?? 'no room', {
+        details: { clones: cloneIds.length },
+      });
+    }
+    const ticket = this.tickets.takePart(
+      {
+        ...{ id: part.ticket.id, home },
+        ...(parent === undefined ? {} : { vm: parent }),
+        ...(family === undefined ? {} : { family }),
+      },
+      cloneIds,
+      room,
+    );
+    ticket.whole = part.ticket;
+    const started = this.#startClones(
+      snapshot,
+      ticket,
+      { ...descent, standing },
+      performance.now(),
+      signal,
+    );
+    this.#watchPart(ticket);
+    return await started;
+  }
+
+  #watchPart(ticket: Ticket): void {
+    if (ticket.home === undefined) return;
+    ticket.onSettled = (cloneId) => void this.remote?.tellHome(ticket, cloneId);
+  }
+
+  #settledElsewhere(
+    ticket: Ticket,
+    cloneId: number,
+    how: { value: Buffer } | { reason: string },
+  ): void {
+    const { family = '' } = ticket;
+    ticket.settle(
+      cloneId,
+      'value' in how ? this.limits.result({ family }, ticket, how.value) : how,
+    );
+    this.#context.changed('ticket', ticket.id);
   }
 
   async #startOne(
@@ -396,7 +548,7 @@ export class Families {
     signal: AbortSignal,
     frozen: Promise<unknown>,
   ): Promise<Vm> {
-    const id = `vm${this.#context.journal.next('vm')}`;
+    const id = this.#context.journal.newId('vm');
     const { guestTimeoutMs } = this.#context.settings;
     const { qemu, warm } = await this.#context.takeQemu(snapshot);
     const startedMs = performance.now() - calledAt;
@@ -496,10 +648,10 @@ export class Families {
     this.limits.admit(vm, request.method);
     switch (request.method) {
       case 'requestTicket':
-        return answer(this.requestTicket(vm, parse('requestTicket', params).clones, true).info());
+        return answer(await this.#ticketFor(vm, parse('requestTicket', params)));
       case 'fork': {
-        const { clones, detached = false } = parse('fork', params);
-        await this.fork(vm, clones, signal, { request, detached });
+        const { clones, detached = false, ...placing } = parse('fork', params);
+        await this.fork(vm, clones, signal, { request, detached }, placing);
         return;
       }
       case 'clone': {
@@ -543,6 +695,11 @@ export class Families {
         return answer({ vm: id, id: cloneId, family, ...(parent === undefined ? {} : { parent }) });
       }
     }
+  }
+
+  async #ticketFor(vm: Vm, params: GuestParams<'requestTicket'>): Promise<TicketInfo> {
+    const { clones, ...placing } = params;
+    return (await this.requestTicket(vm, clones, true, placing)).info();
   }
 
   /** The first value counts: what comes while the VM is being measured is not heard. */

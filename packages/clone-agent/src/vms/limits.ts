@@ -125,7 +125,11 @@ export class Limits {
   }
 
   /** What becomes of the value that a clone hands over. */
-  result(vm: Member, ticket: Ticket, value: Buffer): { value: Buffer } | { reason: string } {
+  result(
+    vm: Pick<Member, 'family'>,
+    ticket: Ticket,
+    value: Buffer,
+  ): { value: Buffer } | { reason: string } {
     const { familyResultsBytesMax } = this.#settings;
     const finished = this.#ticketsOf(vm.family);
     let heldBytes = finished.reduce((sum, { valueBytes }) => sum + valueBytes, 0);

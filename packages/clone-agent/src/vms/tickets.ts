@@ -1,9 +1,12 @@
 // Tickets: room for m clones, and what became of each. A ticket serves one fork; its slots settle one
-// by one, and whoever joins it waits for that. Knows nothing of how clones are made.
+// by one, and whoever joins it waits for that. A ticket lives where its VM does, its home; a host that
+// runs some of its clones has a part of it, which hands on how they settle. Knows nothing of how
+// clones are made.
 
 import { type Slot, SnowforkError, type TicketInfo } from '@snowfork/sdk/api';
 import { withResolvers } from '../guest/exec.js';
 import type { Journal, TicketRecord } from '../store/journal.js';
+import type { Placed } from './placing.js';
 import { NO_RESERVATION, type Reservation } from './room.js';
 import { describeEnd, type Vm } from './vm.js';
 
@@ -21,6 +24,10 @@ const NEVER_STARTED = 'it did not come up: the agent died before';
 interface SlotState {
   readonly cloneId: number;
   vm?: string;
+  /** Another host, which runs this clone. */
+  host?: string;
+  /** Of a part: home has heard how it settled. */
+  isTold?: boolean;
   status: Slot['status'];
   /** MessagePack. */
   value?: Buffer;
@@ -39,9 +46,17 @@ export class Ticket {
   readonly asked: number;
   readonly reservation: Reservation;
   readonly slots: SlotState[];
+  /** The host whose ticket this is a part of. */
+  readonly home: string | undefined;
+  /** What home says of the whole ticket. */
+  whole: TicketInfo | undefined;
   used = false;
   /** Its clones are to be ended, also those that are still on their way. */
   killed = false;
+  /** A slot has settled; not called for what an agent before this one knew already. */
+  onSettled: ((cloneId: number) => void) | undefined;
+  /** What other hosts have reserved for it is not wanted. */
+  releaseElsewhere: () => void = () => {};
   readonly #waiters = new Set<() => void>();
   readonly #journal: Journal;
   readonly #createdAt: number;
@@ -51,8 +66,12 @@ export class Ticket {
 
   constructor(
     journal: Journal,
-    of: Pick<TicketRecord, 'id' | 'vm' | 'family' | 'asked' | 'createdAt'>,
+    of: Pick<TicketRecord, 'id' | 'vm' | 'family' | 'asked' | 'createdAt' | 'home'>,
     reservation: Reservation,
+    cloneIds: readonly number[] = Array.from(
+      { length: reservation.granted },
+      (_, index) => index + 1,
+    ),
   ) {
     this.#journal = journal;
     this.id = of.id;
@@ -61,20 +80,21 @@ export class Ticket {
     this.asked = of.asked;
     this.#createdAt = of.createdAt;
     this.reservation = reservation;
-    this.slots = Array.from({ length: reservation.granted }, (_, index) => ({
-      cloneId: index + 1,
-      status: 'running',
-    }));
+    this.home = of.home;
+    this.slots = cloneIds.map((cloneId) => ({ cloneId, status: 'running' }));
     this.#expiry = this.#expire();
   }
 
   /** As it was when the agent before this one wrote it down. */
   static restore(journal: Journal, record: TicketRecord, reservation: Reservation): Ticket {
-    const ticket = new Ticket(journal, record, reservation);
+    const cloneIds = record.slots.map(({ cloneId }) => cloneId);
+    const ticket = new Ticket(journal, record, reservation, cloneIds);
     ticket.killed = record.killed;
     ticket.used = record.used;
     if (record.used) clearTimeout(ticket.#expiry);
-    for (const { cloneId, status, reason } of record.slots) {
+    for (const { cloneId, status, reason, host, vm, isTold } of record.slots) {
+      if (isTold !== undefined) ticket.slot(cloneId)!.isTold = isTold;
+      if (host !== undefined) ticket.assign(cloneId, host, vm);
       const value = status === 'exited' ? journal.readValue(record.id, cloneId) : undefined;
       if (value !== undefined) ticket.#fill(cloneId, { value });
       else if (status !== 'running') {
@@ -85,6 +105,7 @@ export class Ticket {
   }
 
   info(): TicketInfo {
+    if (this.whole !== undefined) return this.whole;
     const { reason } = this.reservation;
     return {
       id: this.id,
@@ -114,10 +135,11 @@ export class Ticket {
 
   /** So that the next agent knows of it. */
   save(): void {
-    const { id, vm, family, asked, used, killed } = this;
+    const { id, vm, family, asked, used, killed, home } = this;
     const { reason } = this.reservation;
     this.#journal.putTicket({
       id,
+      ...(home === undefined ? {} : { home }),
       ...(vm === undefined ? {} : { vm }),
       ...(family === undefined ? {} : { family }),
       asked,
@@ -133,9 +155,38 @@ export class Ticket {
     return this.slots.every((slot) => slot.status !== 'running');
   }
 
-  /** Slots that a VM may fill and none does yet. */
+  /** Slots that no VM of this host fills: none yet, or one of another host. */
   get openSlots(): number {
-    return this.slots.filter(({ status, vm }) => status === 'running' && vm === undefined).length;
+    const isOpen = ({ status, vm, host }: SlotState) =>
+      status === 'running' && (vm === undefined || host !== undefined);
+    return this.slots.filter(isOpen).length;
+  }
+
+  slot(cloneId: number): SlotState | undefined {
+    return this.slots.find((slot) => slot.cloneId === cloneId);
+  }
+
+  /** The slots that VMs of this host are to fill. */
+  get ownSlots(): readonly SlotState[] {
+    return this.slots.filter(({ host }) => host === undefined);
+  }
+
+  /** The slots of other hosts, by host. */
+  get slotsElsewhere(): ReadonlyMap<string, readonly SlotState[]> {
+    const byHost = new Map<string, SlotState[]>();
+    for (const slot of this.slots) {
+      if (slot.host === undefined) continue;
+      byHost.set(slot.host, [...(byHost.get(slot.host) ?? []), slot]);
+    }
+    return byHost;
+  }
+
+  /** A VM of another host is to fill the slot, or does. */
+  assign(cloneId: number, host: string, vm?: string): void {
+    const slot = this.slot(cloneId);
+    if (slot === undefined) return;
+    slot.host = host;
+    if (vm !== undefined) slot.vm = vm;
   }
 
   /** Of the values that it holds. */
@@ -150,26 +201,27 @@ export class Ticket {
 
   /** The value of a slot, if it handed over one. */
   read(cloneId: number): Buffer | undefined {
-    const value = this.slots[cloneId - 1]?.value;
+    const value = this.slot(cloneId)?.value;
     if (value !== undefined) this.#read.add(cloneId);
     return value;
   }
 
   attach(cloneId: number, vm: string): void {
-    const slot = this.slots[cloneId - 1];
+    const slot = this.slot(cloneId);
     if (slot !== undefined) slot.vm = vm;
   }
 
   /** Settles a slot, once; later words about it are not heard. */
   settle(cloneId: number, how: { value: Buffer } | { reason: string }): void {
-    if (this.slots[cloneId - 1]?.status !== 'running') return;
+    if (this.slot(cloneId)?.status !== 'running') return;
     if ('value' in how) this.#journal.putValue(this.id, cloneId, how.value);
     this.#fill(cloneId, how);
     this.save();
+    this.onSettled?.(cloneId);
   }
 
   #fill(cloneId: number, how: { value: Buffer } | { reason: string }): void {
-    const slot = this.slots[cloneId - 1];
+    const slot = this.slot(cloneId);
     if (slot === undefined) return;
     if ('value' in how && this.#valueBytes + how.value.length <= TICKET_VALUES_BYTES_MAX) {
       this.#valueBytes += how.value.length;
@@ -190,7 +242,8 @@ export class Ticket {
     clearTimeout(this.#expiry);
     if (this.used) return;
     this.used = true;
-    this.reservation.release(this.slots.length);
+    this.reservation.release(this.ownSlots.length);
+    this.releaseElsewhere();
     for (const slot of this.slots) this.settle(slot.cloneId, { reason });
   }
 
@@ -229,15 +282,23 @@ export class Tickets {
     this.#journal = journal;
   }
 
-  /** `whose`: the VM that asks, and the family that the clones will belong to. */
+  /** `of`: the VM that asks, and the family that the clones will belong to. */
   create(
-    whose: { readonly vm?: string; readonly family?: string },
-    asked: number,
-    reservation: Reservation,
+    id: string,
+    of: { readonly vm?: string; readonly family?: string; readonly asked: number },
+    placed: Placed,
   ): Ticket {
-    const id = `t${this.#journal.next('ticket')}`;
-    const of = { id, ...whose, asked, createdAt: Date.now() };
-    const ticket = new Ticket(this.#journal, of, reservation);
+    const others = placed.elsewhere.flatMap(({ host, slots }) => Array<string>(slots).fill(host));
+    const total = placed.granted + others.length;
+    const cloneIds = Array.from({ length: total }, (_, index) => index + 1);
+    const ticket = new Ticket(
+      this.#journal,
+      { id, ...of, createdAt: Date.now() },
+      placed,
+      cloneIds,
+    );
+    for (const [index, host] of others.entries()) ticket.assign(placed.granted + index + 1, host);
+    ticket.releaseElsewhere = placed.releaseElsewhere;
     ticket.save();
     this.#tickets.set(id, ticket);
     for (const old of this.#tickets.values()) {
@@ -247,10 +308,31 @@ export class Tickets {
     return ticket;
   }
 
+  /** A part of another host's ticket: the clones of it that this host runs. */
+  takePart(
+    of: {
+      readonly id: string;
+      readonly home: string;
+      readonly vm?: string;
+      readonly family?: string;
+    },
+    cloneIds: readonly number[],
+    reservation: Reservation,
+  ): Ticket {
+    const record = { ...of, asked: cloneIds.length, createdAt: Date.now() };
+    const ticket = new Ticket(this.#journal, record, reservation, cloneIds);
+    ticket.use();
+    this.#tickets.set(ticket.id, ticket);
+    return ticket;
+  }
+
   /** Nobody can join it any more. */
   forget({ id, slots }: Ticket): void {
     this.#tickets.delete(id);
-    this.#journal.forgetTicket(id, slots.length);
+    this.#journal.forgetTicket(
+      id,
+      slots.map(({ cloneId }) => cloneId),
+    );
   }
 
   all(): Iterable<Ticket> {
@@ -285,7 +367,7 @@ export class Tickets {
       [...vms].map((vm) => [`${vm.descent.ticket} ${vm.descent.cloneId}`, vm]),
     );
     for (const ticket of this.#tickets.values()) {
-      for (const { cloneId, status } of ticket.slots) {
+      for (const { cloneId, status } of ticket.ownSlots) {
         if (status !== 'running') continue;
         const vm = byTicket.get(`${ticket.id} ${cloneId}`);
         if (vm !== undefined) ticket.attach(cloneId, vm.id);

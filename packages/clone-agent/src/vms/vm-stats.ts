@@ -2,7 +2,7 @@
 // once at a clone's exit; never on the path of a fork.
 
 import fs from 'node:fs/promises';
-import { PAGE_BYTES } from '@snowfork/memserver';
+import { PAGE_BYTES } from '@snowfork/memserver/pages';
 import type { VmStats } from '@snowfork/sdk/api';
 import type { Vm } from './vm.js';
 

@@ -1,6 +1,7 @@
 // One VM: its QEMU, its channel, its console, and how it ends. It takes part in forks and decides
 // none; `families.ts` owns it. A VM ends once, whatever the reason, and gives back all that it held.
 
+import fs from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
 import type { CloneTimes, End, Machine, VmInfo, VmStats } from '@snowfork/sdk/api';
@@ -9,7 +10,8 @@ import { RingFeed } from '../guest/byte-feed.js';
 import type { GuestChannel } from '../guest/channel.js';
 import { withResolvers } from '../guest/exec.js';
 import { type QemuExit, QemuProcess } from '../hypervisor/qemu.js';
-import type { FreezeRecord, Standing, VmRecord } from '../store/journal.js';
+import { LOST_FILE } from '../pager/snapshot-file.js';
+import { type FreezeRecord, hostOf, type Standing, type VmRecord } from '../store/journal.js';
 import { goneSnapshot, type Snapshot } from '../store/snapshots.js';
 
 /** Bytes of a VM's console, and of its log, that are kept. */
@@ -87,7 +89,9 @@ export class Vm {
       return;
     }
     base.users.add(id);
-    void qemu.exited.then((exit) => this.finish({ how: 'lost', reason: describeExit(exit) }));
+    void qemu.exited.then((exit) => {
+      this.finish({ how: 'lost', reason: lostPage(base) ?? describeExit(exit) });
+    });
   }
 
   /** One that an agent before this one started, as it wrote it down, and that runs. */
@@ -161,9 +165,11 @@ export class Vm {
   info(): VmInfo {
     const { image, parent, ticket } = this.descent;
     const { cloneId } = this;
+    const host = hostOf(this.id);
     return {
       id: this.id,
       image,
+      ...(host === undefined ? {} : { host }),
       snapshot: this.base.file.id,
       ...(parent === undefined ? {} : { parent }),
       family: this.family,
@@ -252,6 +258,12 @@ function publicEnd(end: RawEnd): End {
 
 export function describeEnd(end: RawEnd): string {
   return end.how === 'exited' ? 'its program exited' : `${end.how}: ${end.reason}`;
+}
+
+/** Why a page of the snapshot did not come, when one did not: its VMs can't go on without it. */
+function lostPage({ folder }: Snapshot): string | undefined {
+  const file = path.join(folder, LOST_FILE);
+  return fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : undefined;
 }
 
 /** A guest that powers off or panics ends its QEMU in order; anything else is QEMU's own end. */

@@ -3,7 +3,7 @@
 // Guests are hostile: the agent decodes with these schemas and nothing else.
 
 import { z } from 'zod';
-import { cloneCountSchema, ticketSchema } from './schemas.js';
+import { cloneCountSchema, placingSchema, ticketSchema } from './schemas.js';
 
 /** A slot as its parent sees it; the value is fetched apart (`result`), as it may be large. */
 export const guestSlotSchema = z.object({
@@ -19,7 +19,10 @@ const ticketId = z.string().max(64);
 const detached = z.boolean().optional();
 export const guestMethods = {
   /** Room for n clones of this VM. */
-  requestTicket: { params: z.strictObject({ clones: cloneCountSchema }), result: ticketSchema },
+  requestTicket: {
+    params: placingSchema.extend({ clones: cloneCountSchema }),
+    result: ticketSchema,
+  },
   /** Freeze this VM and start the ticket's clones: answered in the parent with id 0, in clone k with id k. */
   clone: {
     params: z.strictObject({ ticket: ticketId, detached }),
@@ -27,7 +30,7 @@ export const guestMethods = {
   },
   /** `requestTicket` and `clone` in one. */
   fork: {
-    params: z.strictObject({ clones: cloneCountSchema, detached }),
+    params: placingSchema.extend({ clones: cloneCountSchema, detached }),
     result: z.object({ id: z.number().int(), ticket: ticketSchema }),
   },
   /** Freeze and keep: answered with `restored: false` here, `true` in clones made of it, with their id. */

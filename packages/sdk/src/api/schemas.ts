@@ -133,6 +133,8 @@ export type VmStats = z.infer<typeof vmStatsSchema>;
 export const vmSchema = z.object({
   id,
   image: z.string(),
+  /** Where it runs; absent when the host is in no cluster. */
+  host: z.string().optional(),
   snapshot: id,
   /** The VM that forked it. */
   parent: id.optional(),
@@ -197,9 +199,25 @@ export const forkResultSchema = z.object({
 });
 export type ForkResult = z.infer<typeof forkResultSchema>;
 
-export const launchRequestSchema = z.strictObject({ image: imageNameSchema });
-export const forkRequestSchema = z.strictObject({ clones: count });
-export const createClonesRequestSchema = z.strictObject({ clones: count });
+/** Largest number of hosts that can be named. */
+const HOSTS_MAX = 1024;
+export const hostNameSchema = z.string().regex(/^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$/, {
+  error: "a host's name is 1 to 32 of a-z 0-9 - and neither begins nor ends with -",
+});
+/** Where clones are to run, in a cluster. */
+export const placingSchema = z.strictObject({
+  /** Only on these hosts. */
+  hosts: z.array(hostNameSchema).min(1).max(HOSTS_MAX).exactOptional(),
+  /** `spread`: as evenly as there is room; `pack`: on as few hosts as there is room. */
+  place: z.enum(['spread', 'pack']).exactOptional(),
+});
+export type Placing = z.infer<typeof placingSchema>;
+
+export const launchRequestSchema = placingSchema.extend({ image: imageNameSchema });
+export type LaunchRequest = z.infer<typeof launchRequestSchema>;
+/** Of a VM, and of clones of a snapshot. */
+export const forkRequestSchema = placingSchema.extend({ clones: count });
+export type ForkRequest = z.infer<typeof forkRequestSchema>;
 export const joinRequestSchema = z.strictObject({ timeoutMs: ms.optional() });
 export const joinResultSchema = z.object({ slots: z.array(slotSchema) });
 export const checkpointResultSchema = z.object({

@@ -50,7 +50,8 @@ function describe({ vm, privateBytes }: FamilyNode, nowMs: number): string {
   const age = formatDuration((vm.endedAt ?? nowMs) - vm.startedAt).padStart(7);
   const memory = (privateBytes === undefined ? '-' : formatBytes(privateBytes)).padStart(10);
   const end = vm.end === undefined ? '' : formatEnd(vm.end);
-  return `${vm.state.padEnd(8)} ${memory} ${age}  ${end}`;
+  const host = vm.host === undefined ? '' : `on ${vm.host}  `;
+  return `${host}${vm.state.padEnd(8)} ${memory} ${age}  ${end}`;
 }
 
 function byStart(left: VmInfo, right: VmInfo): number {

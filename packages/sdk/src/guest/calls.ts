@@ -44,6 +44,14 @@ export interface JoinOptions {
  */
 const RESULTS_AT_ONCE = 2;
 
+/** Where clones are to run, in a cluster; without it they are spread over its hosts. */
+export interface Placing {
+  /** Only on these hosts. */
+  readonly hosts?: readonly string[] | undefined;
+  /** `spread`: as evenly as there is room; `pack`: on as few hosts as possible, this one first. */
+  readonly place?: 'spread' | 'pack' | undefined;
+}
+
 const identity = new Identity();
 const client = new GuestClient((notice) => identity.take(notice));
 
@@ -56,6 +64,7 @@ const client = new GuestClient((notice) => identity.take(notice));
  * in parent and clones.
  *
  * @param clones whole number from 1 to 256
+ * @param placing where the clones are to run, in a cluster
  * @throws SnowforkError SF_BAD_REQUEST, SF_NO_ROOM, SF_LAYERS_FULL, SF_CLONE_FAILED,
  * SF_IDENTITY_FAILED, SF_AGENT_UNREACHABLE
  * @example
@@ -63,9 +72,9 @@ const client = new GuestClient((notice) => identity.take(notice));
  * if (id > 0) await sf.exit(work(id));
  * const results = await sf.join(ticket);
  */
-export async function fork(clones: number): Promise<Fork> {
+export async function fork(clones: number, placing: Placing = {}): Promise<Fork> {
   assertCloneCount(clones);
-  return await forking('fork', { clones }, readFork);
+  return await forking('fork', { clones, ...readPlacing(placing) }, readFork);
 }
 
 /**
@@ -73,9 +82,9 @@ export async function fork(clones: number): Promise<Fork> {
  * @param clones whole number from 1 to 256
  * @throws SnowforkError SF_BAD_REQUEST, SF_NO_ROOM, SF_AGENT_UNREACHABLE
  */
-export async function requestTicket(clones: number): Promise<Ticket> {
+export async function requestTicket(clones: number, placing: Placing = {}): Promise<Ticket> {
   assertCloneCount(clones);
-  return readTicket(await client.call('requestTicket', { clones }));
+  return readTicket(await client.call('requestTicket', { clones, ...readPlacing(placing) }));
 }
 
 /**
@@ -96,6 +105,11 @@ export async function clone(ticket: Ticket | string): Promise<number> {
  */
 export async function checkpointParent(): Promise<Checkpoint> {
   return await forking('checkpoint', {}, readCheckpoint);
+}
+
+/** What is undefined is left out. */
+function readPlacing({ hosts, place }: Placing): object {
+  return { ...(hosts === undefined ? {} : { hosts }), ...(place === undefined ? {} : { place }) };
 }
 
 /** Resolves when all that the fork copied is renewed, here and in every clone. */

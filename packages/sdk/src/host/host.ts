@@ -27,8 +27,15 @@ import {
 } from '../api/schemas.js';
 import { valueFromJson } from '../api/value.js';
 import { apiPath, type Transport } from './transport.js';
-import { type ClonesResult, decodeVm, requestClones, settleClones, Vm } from './vm.js';
-import { pause, type WaitOptions, withDeadline } from './waits.js';
+import {
+  type CloneOptions,
+  type ClonesResult,
+  decodeVm,
+  requestClones,
+  settleClones,
+  Vm,
+} from './vm.js';
+import { definedOf, pause, type WaitOptions, withDeadline } from './waits.js';
 
 /** From "all VMs have gone" to the end of the agent's process. */
 const SHUT_DOWN_TIMEOUT_MS = 10_000;
@@ -79,12 +86,10 @@ export class Host {
    *
    * @throws SnowforkError SF_IMAGE_NOT_FOUND, SF_NO_ROOM, SF_CLONE_FAILED, SF_INCOMPATIBLE.
    */
-  async launch(image: string, options: WaitOptions = {}): Promise<Vm> {
+  async launch(image: string, { hosts, place, ...options }: CloneOptions = {}): Promise<Vm> {
+    const json = { image, ...definedOf({ hosts, place }) };
     const info = await withDeadline(options, 'the launch', (signal) =>
-      this.#transport.json(
-        { method: 'POST', path: apiPath('vms'), json: { image }, signal },
-        vmSchema,
-      ),
+      this.#transport.json({ method: 'POST', path: apiPath('vms'), json, signal }, vmSchema),
     );
     return new Vm(this.#transport, decodeVm(info));
   }
@@ -154,7 +159,7 @@ export class Host {
   async createClones(
     snapshot: string | { readonly id: string },
     clones: number,
-    options: WaitOptions = {},
+    options: CloneOptions = {},
   ): Promise<ClonesResult> {
     const id = typeof snapshot === 'string' ? snapshot : snapshot.id;
     const path = ['snapshots', id, 'clones'];

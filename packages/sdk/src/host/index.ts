@@ -37,5 +37,11 @@ export {
 export { GuestConnection } from './guest-connection.js';
 export { GuestProcess, type SpawnOptions } from './guest-process.js';
 export { type BuildImageOptions, type BuildImageRequest, Host } from './host.js';
-export { type ClonesResult, type ForkOutcome, type SettledClone, Vm } from './vm.js';
+export {
+  type CloneOptions,
+  type ClonesResult,
+  type ForkOutcome,
+  type SettledClone,
+  Vm,
+} from './vm.js';
 export type { WaitOptions } from './waits.js';

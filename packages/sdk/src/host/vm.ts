@@ -12,6 +12,7 @@ import {
   type ForkResult,
   type FreezeTimes,
   forkResultSchema,
+  type Placing,
   type SnapshotInfo,
   type TicketInfo,
   type VmInfo,
@@ -26,7 +27,17 @@ import { type ExecOptions, type ExecResult, type ExecStdin, runCommand } from '.
 import { connectThrough, type GuestConnection } from './guest-connection.js';
 import { GuestProcess, type SpawnOptions } from './guest-process.js';
 import { apiPath, type Transport } from './transport.js';
-import { type WaitOptions, withDeadline } from './waits.js';
+import { definedOf, type WaitOptions, withDeadline } from './waits.js';
+
+export interface CloneOptions extends WaitOptions {
+  /** In a cluster: only on these hosts. */
+  readonly hosts?: readonly string[] | undefined;
+  /**
+   * In a cluster: `spread` puts clones as evenly on the hosts as these have room (the default), `pack`
+   * on as few as possible, on this one first.
+   */
+  readonly place?: Placing['place'] | undefined;
+}
 
 /** What became of one clone: a VM that answers, or why there is none. */
 export type SettledClone =
@@ -61,7 +72,7 @@ export class Vm {
 
   /**
    * Forks the running VM into `clones` (1 to 256) copies of itself; it goes on. Resolves when each
-   * clone answers or has failed.
+   * clone answers or has failed. In a cluster clones run on several hosts, as `options` say.
    *
    * ```ts
    * const { clones } = await vm.fork(8);
@@ -75,7 +86,7 @@ export class Vm {
    * SF_TIMEOUT.
    * @see Lagar-Cavilla et al., SnowFlock, EuroSys 2009
    */
-  async fork(clones: number, options: WaitOptions = {}): Promise<ForkOutcome> {
+  async fork(clones: number, options: CloneOptions = {}): Promise<ForkOutcome> {
     const result = await requestClones(this.#transport, ['vms', this.id, 'fork'], clones, options);
     if (result.freeze === undefined) {
       throw new SnowforkError('SF_INTERNAL', 'the agent forked without saying how long it took');
@@ -235,17 +246,15 @@ export async function requestClones(
   transport: Transport,
   path: readonly string[],
   clones: number,
-  options: WaitOptions,
+  { hosts, place, ...options }: CloneOptions,
 ): Promise<ForkResult> {
   if (!cloneCountSchema.safeParse(clones).success) {
     const message = `the number of clones is a whole number from 1 to ${CLONES_MAX}, not ${clones}`;
     throw new SnowforkError('SF_BAD_REQUEST', message);
   }
+  const json = { clones, ...definedOf({ hosts, place }) };
   return withDeadline(options, 'making clones', (signal) =>
-    transport.json(
-      { method: 'POST', path: apiPath(...path), json: { clones }, signal },
-      forkResultSchema,
-    ),
+    transport.json({ method: 'POST', path: apiPath(...path), json, signal }, forkResultSchema),
   );
 }
 

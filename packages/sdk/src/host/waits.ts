@@ -91,3 +91,9 @@ function assertTimeout(timeoutMs: number): void {
     `timeoutMs is a number from 0 to ${TIMEOUT_MS_MAX}, not ${timeoutMs}`,
   );
 }
+
+/** Without what is undefined: JSON has no such thing. */
+export function definedOf<T extends object>(of: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  const defined = Object.entries(of).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(defined) as { [K in keyof T]?: Exclude<T[K], undefined> };
+}

@@ -59,8 +59,11 @@ class Result(collections.namedtuple("Result", "id value error")):
         return self.value
 
 
-def fork(clones):
+def fork(clones, hosts=None, place=None):
     """Forks this VM: one call, and it returns in the parent and in each clone.
+
+    In a cluster clones run only on `hosts` (a list of names), if that is given; `place` is
+    "spread" (as evenly as there is room) or "pack" (on as few hosts as possible).
 
     There may be fewer clones than asked for (1 to 256): `ticket.reason` says why. A clone belongs
     to the program that forked: if that ends without `exit`, the clone is lost.
@@ -68,13 +71,22 @@ def fork(clones):
     Raises SnowforkError: SF_BAD_REQUEST, SF_NO_ROOM, SF_LAYERS_FULL, SF_IDENTITY_FAILED,
     SF_AGENT_UNREACHABLE.
     """
-    answer = _forking("fork", {"clones": _clone_count(clones)})
+    answer = _forking("fork", _wanted(clones, hosts, place))
     return Fork(answer["id"], _ticket(answer["ticket"]))
 
 
-def request_ticket(clones):
-    """Asks for room for clones, without forking yet."""
-    return _ticket(_port.ask("requestTicket", {"clones": _clone_count(clones)}))
+def request_ticket(clones, hosts=None, place=None):
+    """Asks for room for clones, without forking yet; `hosts` and `place` as in `fork`."""
+    return _ticket(_port.ask("requestTicket", _wanted(clones, hosts, place)))
+
+
+def _wanted(clones, hosts, place):
+    wanted = {"clones": _clone_count(clones)}
+    if hosts is not None:
+        wanted["hosts"] = list(hosts)
+    if place is not None:
+        wanted["place"] = place
+    return wanted
 
 
 def clone(ticket):

@@ -2,7 +2,7 @@
 
 import type { FreezeTimes, Slot } from '../../api/schemas.js';
 import { valueToJson } from '../../api/value.js';
-import type { ClonesResult, SettledClone } from '../../host/vm.js';
+import type { CloneOptions, ClonesResult, SettledClone } from '../../host/vm.js';
 import {
   type CommandSpec,
   EXIT_FAILED,
@@ -24,6 +24,21 @@ const clonesOption: OptionSpec = {
   parse: Number,
   default: 1,
 };
+/** In a cluster. */
+export const placingOptions: readonly OptionSpec[] = [
+  {
+    flags: '--hosts <names>',
+    summary: 'only on these hosts of the cluster, with commas between',
+    parse: (text) => text.split(','),
+  },
+  {
+    flags: '--place <how>',
+    summary: 'spread: evenly over the hosts (the default); pack: on as few as possible',
+  },
+];
+export function placingOf({ hosts, place }: Readonly<Record<string, unknown>>): CloneOptions {
+  return { hosts: hosts as string[] | undefined, place: place as CloneOptions['place'] };
+}
 const cloneExits = [
   { code: '2', when: 'the number of clones is not a whole number from 1 to 256' },
   { code: '6', when: 'there is room for none' },
@@ -33,16 +48,17 @@ const cloneExits = [
 const fork: CommandSpec = {
   syntax: 'fork <vm>',
   summary: 'fork a running VM; it goes on, and each clone goes on from the same moment',
-  options: [clonesOption],
+  options: [clonesOption, ...placingOptions],
   examples: [
     { line: 'sf fork 7f3a -n 8', says: 'eight clones' },
+    { line: 'sf fork 7f3a -n 8 --hosts alpha,beta', says: 'on two hosts of the cluster' },
     { line: 'sf fork 7f3a -n 8 --json', says: 'with the ticket, the snapshot and all times' },
   ],
   exits: cloneExits,
-  async run({ output, interrupts, connect }, [id = ''], { clones }) {
+  async run({ output, interrupts, connect }, [id = ''], { clones, ...placing }) {
     const { signal } = interrupts;
     const vm = await (await connect()).vm(id, { signal });
-    const result = await vm.fork(clones as number, { signal });
+    const result = await vm.fork(clones as number, { signal, ...placingOf(placing) });
     return printClones(output, result, result.freeze);
   },
 };
@@ -67,12 +83,13 @@ const checkpoint: CommandSpec = {
 const clone: CommandSpec = {
   syntax: 'clone <snapshot>',
   summary: 'make VMs of a checkpoint, any number of times',
-  options: [clonesOption],
+  options: [clonesOption, ...placingOptions],
   examples: [{ line: 'sf clone 5d21 -n 3', says: 'three VMs, also after the frozen one has gone' }],
   exits: cloneExits,
-  async run({ output, interrupts, connect }, [id = ''], { clones }) {
+  async run({ output, interrupts, connect }, [id = ''], { clones, ...placing }) {
     const host = await connect();
-    const result = await host.createClones(id, clones as number, { signal: interrupts.signal });
+    const options = { signal: interrupts.signal, ...placingOf(placing) };
+    const result = await host.createClones(id, clones as number, options);
     return printClones(output, result, undefined);
   },
 };

@@ -10,17 +10,20 @@ import { formatDuration, formatEnd, PAGE_BYTES } from '../format.js';
 import type { Output } from '../output.js';
 import { type LiveScreen, withScreen } from '../screen.js';
 import { familyTree, type FamilyNode as Node, renderTree } from '../tree.js';
+import { placingOf, placingOptions } from './forks.js';
 
 const launch: CommandSpec = {
   syntax: 'launch <image>',
   summary: 'start a VM of an image and print its id',
+  options: placingOptions,
   examples: [
     { line: 'sf launch minimal', says: 'ready in a fraction of a second: nothing boots' },
     { line: 'vm=$(sf launch minimal)', says: 'keep the id' },
   ],
   exits: [{ code: '6', when: 'the host has no room for one more VM' }],
-  async run({ output, interrupts, connect }, [image = '']) {
-    const vm = await (await connect()).launch(image, { signal: interrupts.signal });
+  async run({ output, interrupts, connect }, [image = ''], placing) {
+    const options = { signal: interrupts.signal, ...placingOf(placing) };
+    const vm = await (await connect()).launch(image, options);
     if (output.json) output.document(vm.initialInfo);
     else output.line(vm.id);
   },
@@ -39,10 +42,12 @@ const list: CommandSpec = {
     const vms = await host.vms({ all: all === true, signal: interrupts.signal });
     if (output.json) return output.document({ vms: vms.map(jsonVm) });
     const now = Date.now();
+    const inCluster = vms.some(({ host }) => host !== undefined);
     output.table(
-      ['ID', 'IMAGE', 'STATE', 'PARENT', 'CLONE', 'AGE', 'END'],
+      ['ID', ...(inCluster ? ['HOST'] : []), 'IMAGE', 'STATE', 'PARENT', 'CLONE', 'AGE', 'END'],
       vms.map((vm) => [
         vm.id,
+        ...(inCluster ? [vm.host ?? '-'] : []),
         vm.image,
         vm.state,
         vm.parent ?? '-',

@@ -1,0 +1,326 @@
+// Pages that lie on other hosts. Asks their memory servers for what a clone waits for, and for what it
+// will want; puts into replicas whatever comes, for this host's clones or for others'. Lives on the
+// pager's main thread. Every page that is waited for comes, or is reported lost with the reason.
+
+import fs from 'node:fs';
+import path from 'node:path';
+import {
+  type LostReason,
+  type OriginClient,
+  type OriginSink,
+  PageNetwork,
+  type Reason,
+  type ReceiverCounts,
+} from '@snowfork/memserver';
+import { z } from 'zod';
+import type { Origin } from '../store/origins.js';
+import { type Replica, Replicas } from './replicas.js';
+import type { ServedObject } from './served-object.js';
+
+/** What the agent writes when this host has joined a cluster; in the run folder. */
+export const NETWORK_FILE = 'network.json';
+export const networkSchema = z.object({
+  /** Of this host: the interface that has it is used. */
+  address: z.ipv4(),
+  /** A page that has not come for so long is lost. */
+  originTimeoutMs: z.number().positive(),
+  /** Of pages of other hosts that are kept here. */
+  replicaBytesMax: z.number().positive(),
+});
+const PAGE_BYTES_LOG2 = 12;
+/** Demands that the receiver would not take yet are tried again. */
+const DEMAND_AGAIN_MS = 1;
+
+/** A page of another host did not come. */
+export class LostPageError extends Error {
+  override readonly name = 'LostPageError';
+}
+
+interface Wait {
+  readonly replica: Replica;
+  readonly promise: Promise<void>;
+  resolve(): void;
+  reject(error: Error): void;
+}
+
+/** A snapshot's layers at one memory server. */
+interface Source {
+  readonly origin: Origin;
+  readonly client: Promise<OriginClient>;
+  counts: ReceiverCounts | undefined;
+}
+
+interface RemoteObject {
+  readonly served: ServedObject;
+  /** By number in the object's stack: the layer's name and where it comes from; sparse. */
+  readonly layers: readonly (RemoteLayer | undefined)[];
+}
+
+interface RemoteLayer {
+  readonly replica: Replica;
+  readonly source: Source;
+  /** The memory server's number of it. */
+  readonly number: number;
+}
+
+export class RemotePages {
+  readonly replicas: Replicas;
+  readonly #runFolder: string;
+  readonly #push: (nodeid: number, firstPage: number, count: number) => void;
+  readonly #complain: (message: string) => void;
+  readonly #objects = new Map<number, RemoteObject>();
+  /** By key: snapshots that inherit layers share what serves them. */
+  readonly #sources = new Map<string, Source>();
+  readonly #waits = new Map<string, Wait>();
+  #network: Promise<PageNetwork> | undefined;
+  #settings: z.infer<typeof networkSchema> | undefined;
+  #arrived: { readonly replica: Replica; readonly page: number }[] = [];
+
+  constructor(of: {
+    runFolder: string;
+    /** Pages of a memory object have come that nobody waits for. */
+    push(nodeid: number, firstPage: number, count: number): void;
+    complain(message: string): void;
+  }) {
+    this.#runFolder = of.runFolder;
+    this.#push = of.push;
+    this.#complain = of.complain;
+    const pagesMax = () => this.#readSettings().replicaBytesMax >>> PAGE_BYTES_LOG2;
+    this.replicas = new Replicas(of.runFolder, pagesMax);
+  }
+
+  /** An object with replicas among its layers can be read now. */
+  open(
+    served: ServedObject,
+    { origins, layers }: { origins: readonly Origin[]; layers: readonly string[] },
+  ): void {
+    const remote = layers.map((id, index) => {
+      const { held } = served.paged.layers[index]!;
+      if (held === undefined) return undefined;
+      const origin = origins.find((candidate) => candidate.layers.includes(id));
+      if (origin === undefined) {
+        this.#complain(`nobody is known to have layer ${id} of ${served.shared.snapshot}`);
+        return undefined;
+      }
+      const replica = this.replicas.acquire(id, held);
+      return { replica, source: this.#source(origin), number: origin.layers.indexOf(id) };
+    });
+    this.#objects.set(served.shared.nodeid, { served, layers: [undefined, ...remote] });
+  }
+
+  /** Nobody waits for pages of these objects any more: what they wait for is given up. */
+  abandon(nodeids: readonly number[]): void {
+    const wanted = new Set<Replica>();
+    for (const [nodeid, { layers }] of this.#objects) {
+      if (nodeids.includes(nodeid)) continue;
+      for (const layer of layers) if (layer !== undefined) wanted.add(layer.replica);
+    }
+    for (const [key, { replica, reject }] of this.#waits) {
+      if (wanted.has(replica)) continue;
+      this.#waits.delete(key);
+      reject(new LostPageError('nobody needs it any more'));
+    }
+  }
+
+  /** The object is read no more. */
+  close(nodeid: number): void {
+    const object = this.#objects.get(nodeid);
+    if (object === undefined) return;
+    this.#objects.delete(nodeid);
+    for (const layer of object.layers)
+      if (layer !== undefined) this.replicas.release(layer.replica);
+    this.#closeUnused();
+  }
+
+  /** Resolves when the pages are here. @throws LostPageError */
+  async fetch(nodeid: number, firstPage: number, count: number): Promise<void> {
+    const object = this.#objects.get(nodeid);
+    if (object === undefined) return;
+    const waits: Promise<void>[] = [];
+    for (let page = firstPage; page < firstPage + count; page += 1) {
+      const layer = object.layers[object.served.paged.layerOf(page)];
+      if (layer === undefined || layer.replica.held.has(page)) continue;
+      waits.push(this.#demand(layer, page));
+    }
+    await Promise.all(waits);
+  }
+
+  /** Asks for pages that nobody waits for, in this order. */
+  async prefetch(nodeid: number, pages: readonly number[]): Promise<void> {
+    const object = this.#objects.get(nodeid);
+    if (object === undefined) return;
+    for (let at = 0; at < pages.length; ) {
+      const first = pages[at]!;
+      const layer = object.layers[object.served.paged.layerOf(first)];
+      let count = 1;
+      const isNext = () =>
+        pages[at + count] === first + count &&
+        object.layers[object.served.paged.layerOf(first + count)] === layer;
+      while (isNext()) count += 1;
+      at += count;
+      if (layer === undefined || layer.replica.held.hasAll(first, count)) continue;
+      (await layer.source.client).prefetch(layer.number, first, count);
+    }
+  }
+
+  stats(): object[] {
+    return [...this.#sources.values()].map(({ origin, counts }) => {
+      return { host: origin.host, snapshot: origin.snapshot, ...counts };
+    });
+  }
+
+  #demand(layer: RemoteLayer, page: number): Promise<void> {
+    const key = `${layer.replica.id} ${page}`;
+    const known = this.#waits.get(key);
+    if (known !== undefined) return known.promise;
+    const wait = newWait(layer.replica);
+    this.#waits.set(key, wait);
+    const ask = (client: OriginClient) => {
+      if (this.#waits.get(key) !== wait) return;
+      if (!client.demand(layer.number, page)) setTimeout(ask, DEMAND_AGAIN_MS, client);
+    };
+    layer.source.client.then(ask, (error: unknown) => {
+      this.#waits.delete(key);
+      wait.reject(new LostPageError(`the network can't be used: ${String(error)}`));
+    });
+    return wait.promise;
+  }
+
+  #source(origin: Origin): Source {
+    let source = this.#sources.get(origin.key);
+    if (source === undefined) {
+      source = { origin, client: this.#connect(origin), counts: undefined };
+      const made = source;
+      made.client.then(
+        ({ counts }) => {
+          made.counts = counts;
+        },
+        (error: unknown) => this.#complain(`${origin.host} can't be asked: ${String(error)}`),
+      );
+      this.#sources.set(origin.key, source);
+    }
+    return source;
+  }
+
+  async #connect(origin: Origin): Promise<OriginClient> {
+    const { address, port, group } = origin;
+    const { originTimeoutMs } = this.#readSettings();
+    const key = Buffer.from(origin.key, 'base64');
+    const network = await this.#openNetwork();
+    return await network.connect(
+      { address, port, key, group },
+      { sink: this.#sinkOf(origin), lostAfterMs: originTimeoutMs },
+    );
+  }
+
+  #openNetwork(): Promise<PageNetwork> {
+    const { address } = this.#readSettings();
+    const network =
+      this.#network ?? PageNetwork.open({ localAddress: address, complain: this.#complain });
+    this.#network = network;
+    return network;
+  }
+
+  #readSettings(): z.infer<typeof networkSchema> {
+    const file = path.join(this.#runFolder, NETWORK_FILE);
+    this.#settings ??= networkSchema.parse(JSON.parse(fs.readFileSync(file, 'utf8')));
+    return this.#settings;
+  }
+
+  #sinkOf(origin: Origin): OriginSink {
+    const replicaOf = (layer: number) => this.replicas.find(origin.layers[layer] ?? '');
+    return {
+      onPage: (layer, page, bytes, offset, reason) => {
+        const replica = replicaOf(layer);
+        if (replica === undefined || replica.held.has(page)) return;
+        try {
+          replica.put(page, bytes, offset);
+        } catch (error) {
+          this.#settle(replica, page, new LostPageError(`it can't be kept: ${String(error)}`));
+          return;
+        }
+        this.replicas.note(replica, page);
+        this.#came(replica, page, reason);
+      },
+      onZeroPage: (layer, page, reason) => {
+        const replica = replicaOf(layer);
+        if (replica === undefined) return;
+        replica.putZero(page);
+        this.#came(replica, page, reason);
+      },
+      onLost: (layer, page, lost) => {
+        const replica = replicaOf(layer);
+        if (replica === undefined) return;
+        this.#settle(replica, page, new LostPageError(lostWords(origin, lost)));
+      },
+      // What nobody here wants is as good as here.
+      isHeld: (layer, page) => replicaOf(layer)?.held.has(page) ?? true,
+    };
+  }
+
+  #came(replica: Replica, page: number, reason: Reason): void {
+    this.#settle(replica, page);
+    if (reason === 'demand') return;
+    if (this.#arrived.length === 0) setImmediate(() => this.#pushArrived());
+    this.#arrived.push({ replica, page });
+  }
+
+  #settle(replica: Replica, page: number, error?: Error): void {
+    const key = `${replica.id} ${page}`;
+    const wait = this.#waits.get(key);
+    if (wait === undefined) return;
+    this.#waits.delete(key);
+    if (error === undefined) wait.resolve();
+    else wait.reject(error);
+  }
+
+  /** Into the kernel's page cache with them, run by run, for every object that shows them. */
+  #pushArrived(): void {
+    const arrived = this.#arrived;
+    this.#arrived = [];
+    for (const { served, layers } of this.#objects.values()) {
+      if (!served.isMemory) continue;
+      const shows = ({ replica, page }: { replica: Replica; page: number }) =>
+        layers[served.paged.layerOf(page)]?.replica === replica;
+      const pages = arrived.filter(shows).map(({ page }) => page);
+      pages.sort((a, b) => a - b);
+      for (let at = 0; at < pages.length; ) {
+        let count = 1;
+        while (pages[at + count] === pages[at]! + count) count += 1;
+        this.#push(served.shared.nodeid, pages[at]!, count);
+        at += count;
+      }
+    }
+  }
+
+  /** Ends what serves no open object. */
+  #closeUnused(): void {
+    const used = new Set<Source>();
+    for (const { layers } of this.#objects.values()) {
+      for (const layer of layers) if (layer !== undefined) used.add(layer.source);
+    }
+    for (const [key, source] of this.#sources) {
+      if (used.has(source)) continue;
+      this.#sources.delete(key);
+      source.client.then(
+        (client) => client.close(),
+        () => {},
+      );
+    }
+  }
+}
+
+function newWait(replica: Replica): Wait {
+  let resolve!: () => void;
+  let reject!: (error: Error) => void;
+  const promise = new Promise<void>((onResolve, onReject) => {
+    resolve = onResolve;
+    reject = onReject;
+  });
+  return { replica, promise, resolve, reject };
+}
+
+function lostWords({ host, snapshot }: Origin, lost: LostReason): string {
+  if (lost === 'absent') return `host ${host} has the page of ${snapshot} no more`;
+  return `host ${host}, which has the page of ${snapshot}, does not answer`;
+}

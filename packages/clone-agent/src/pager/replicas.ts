@@ -1,0 +1,128 @@
+// Replicas: the files in which pages of other hosts' layers are kept here. Writes what has come, says
+// what is here, and lets the oldest pages go when there are too many. Lives on the pager's main
+// thread, which alone writes; other threads and the memory server read by the held bitmap.
+
+import fs from 'node:fs';
+import path from 'node:path';
+import type { HeldPages } from '@snowfork/memserver/pages';
+import { PAGE_BYTES } from '@snowfork/memserver/pages';
+import koffi from 'koffi';
+
+const KEEP_SIZE_AND_PUNCH_HOLE = 0x03;
+const fallocate = koffi
+  .load('libc.so.6')
+  .func('int fallocate(int descriptor, int mode, long offset, long bytes)');
+/** So many pages leave at a time. */
+const LEAVING_PAGES = 256;
+
+export class Replica {
+  readonly id: string;
+  readonly held: HeldPages;
+  users = 0;
+  /** All of it is to stay: its origin will go. */
+  isPinned = false;
+  readonly #descriptor: number;
+
+  constructor(id: string, file: string, held: HeldPages) {
+    this.id = id;
+    this.held = held;
+    this.#descriptor = fs.openSync(file, 'r+');
+  }
+
+  /** @throws Error of the system, such as ENOSPC: then the page is not here. */
+  put(page: number, bytes: Buffer, offset: number): void {
+    const position = page * PAGE_BYTES;
+    for (let done = 0; done < PAGE_BYTES; ) {
+      const left = PAGE_BYTES - done;
+      done += fs.writeSync(this.#descriptor, bytes, offset + done, left, position + done);
+    }
+    this.held.set(page);
+  }
+
+  /** A page of zeros takes no place. */
+  putZero(page: number): void {
+    this.held.set(page);
+  }
+
+  /** The pages are here no more. */
+  leave(pages: readonly number[]): void {
+    this.held.clear(pages, () => {
+      for (const page of pages) {
+        fallocate(this.#descriptor, KEEP_SIZE_AND_PUNCH_HOLE, page * PAGE_BYTES, PAGE_BYTES);
+      }
+    });
+  }
+
+  close(): void {
+    fs.closeSync(this.#descriptor);
+  }
+}
+
+export class Replicas {
+  readonly #folder: string;
+  readonly #pagesMax: () => number;
+  readonly #open = new Map<string, Replica>();
+  /** Pages in the order in which they came. */
+  #order: { readonly replica: Replica; readonly page: number }[] = [];
+  #oldest = 0;
+  /** Pages that had to go for others. */
+  evicted = 0;
+
+  /** `pagesMax`: of all replicas together. */
+  constructor(runFolder: string, pagesMax: () => number) {
+    this.#folder = path.join(runFolder, 'layers');
+    this.#pagesMax = pagesMax;
+  }
+
+  get pages(): number {
+    return this.#order.length - this.#oldest;
+  }
+
+  acquire(id: string, held: HeldPages): Replica {
+    let replica = this.#open.get(id);
+    if (replica === undefined) {
+      replica = new Replica(id, path.join(this.#folder, id), held);
+      this.#open.set(id, replica);
+    }
+    replica.users += 1;
+    return replica;
+  }
+
+  release(replica: Replica): void {
+    replica.users -= 1;
+    if (replica.users > 0) return;
+    this.#open.delete(replica.id);
+    this.#order = this.#order.slice(this.#oldest).filter((entry) => entry.replica !== replica);
+    this.#oldest = 0;
+    replica.close();
+  }
+
+  find(id: string): Replica | undefined {
+    return this.#open.get(id);
+  }
+
+  /** A page that was put: the oldest go for it when there are too many. */
+  note(replica: Replica, page: number): void {
+    this.#order.push({ replica, page });
+    if (this.pages > this.#pagesMax()) this.#evict();
+  }
+
+  #evict(): void {
+    const end = Math.min(this.#oldest + LEAVING_PAGES, this.#order.length - 1);
+    const leaving = new Map<Replica, number[]>();
+    for (; this.#oldest < end; this.#oldest += 1) {
+      const { replica, page } = this.#order[this.#oldest]!;
+      if (replica.isPinned) continue;
+      const pages = leaving.get(replica) ?? [];
+      pages.push(page);
+      leaving.set(replica, pages);
+    }
+    for (const [replica, pages] of leaving) {
+      replica.leave(pages);
+      this.evicted += pages.length;
+    }
+    if (this.#oldest < this.#order.length / 2) return;
+    this.#order = this.#order.slice(this.#oldest);
+    this.#oldest = 0;
+  }
+}

@@ -1,0 +1,270 @@
+// Clones on other hosts. At home, where the VM was frozen: has other hosts start the clones that are
+// placed there, and settles their slots by what those say. There: takes the snapshot in, runs its part
+// of the ticket, and tells home how each clone ended, until home has heard it. What another host still
+// needs of a snapshot is kept for it. How clones are made is `families.ts`' affair.
+
+import { setTimeout as delay } from 'node:timers/promises';
+import { SnowforkError, type TicketInfo } from '@snowfork/sdk/api';
+import type { Logger } from 'pino';
+import type {
+  CallPeer,
+  CloneHandlers,
+  CloneParams,
+  StartedClone,
+} from '../cluster/clone-methods.js';
+import { describeSnapshot, type ServedLayers, type ServingHost } from '../store/describe.js';
+import type { Descriptor } from '../store/descriptor.js';
+import { hostOf, type Standing } from '../store/journal.js';
+import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
+import type { Ticket, Tickets } from './tickets.js';
+import type { Descent } from './vm.js';
+
+/** Between two attempts to tell home how a clone ended. */
+const TELL_AGAIN_MS = [100, 300, 1000, 3000, 10_000] as const;
+
+/** A part of another host's ticket, to be run here. */
+export interface TicketPart {
+  readonly snapshot: Snapshot;
+  readonly home: string;
+  /** As the clones' programs see it. */
+  readonly ticket: TicketInfo;
+  readonly cloneIds: readonly number[];
+  readonly descent: Descent;
+  readonly standing: Standing;
+}
+
+export interface RemoteClonesContext {
+  readonly store: SnapshotStore;
+  readonly tickets: Tickets;
+  readonly log: Logger;
+  readonly call: CallPeer;
+  /** This host as others reach its pages. @throws SnowforkError when it is in no cluster. */
+  serving(): Promise<ServingHost>;
+  serve(layers: ServedLayers): Promise<void>;
+  /** Pages that clones of the snapshot waited for, in their order. */
+  faults(snapshot: string): Promise<readonly number[]>;
+  /** Whether the host is one of the cluster, reachable or not. */
+  isMember(host: string): boolean;
+  startPart(part: TicketPart, signal: AbortSignal): Promise<StartedClone[]>;
+  killTicket(ticket: Ticket): void;
+  settled(ticket: Ticket, cloneId: number, how: { value: Buffer } | { reason: string }): void;
+}
+
+export class RemoteClones {
+  readonly #context: RemoteClonesContext;
+  readonly handlers: CloneHandlers;
+  /** Snapshots of other hosts of which this one needs pages, as `host snapshot`. */
+  #needed = new Set<string>();
+
+  constructor(context: RemoteClonesContext) {
+    this.#context = context;
+    this.handlers = {
+      startClones: (params, host, signal) => this.#startPart(params, host, signal),
+      settle: async (params, host) => this.#settle(params, host),
+      killTicket: async ({ ticket: id }, host) => {
+        const ticket = context.tickets.find(id);
+        if (ticket?.home === host) context.killTicket(ticket);
+        return null;
+      },
+      describe: async ({ snapshot }, host) => {
+        return { descriptor: await this.#describe(context.store.get(snapshot), host) };
+      },
+      hold: async ({ snapshot }, host) => {
+        context.store.lend(context.store.get(snapshot), host);
+        return null;
+      },
+      letGo: async ({ snapshot }, host) => {
+        const lent = context.store.find(snapshot);
+        if (lent !== undefined) context.store.takeBack(lent, host);
+        return null;
+      },
+    };
+  }
+
+  /** Has the other hosts of a ticket start its clones. Never rejects: each clone settles. */
+  async start(
+    snapshot: Snapshot,
+    ticket: Ticket,
+    of: { descent: Descent; standing: Standing; signal: AbortSignal },
+  ): Promise<StartedClone[]> {
+    const parts = [...ticket.slotsElsewhere].map(async ([host, slots]) => {
+      const cloneIds = slots.map(({ cloneId }) => cloneId);
+      try {
+        return await this.#startOn(host, snapshot, ticket, { ...of, cloneIds });
+      } catch (cause) {
+        const error = SnowforkError.from(cause, 'SF_CLONE_FAILED');
+        return cloneIds.map((cloneId) => ({ status: 'rejected' as const, cloneId, error }));
+      }
+    });
+    const clones = (await Promise.all(parts)).flat();
+    for (const clone of clones) {
+      if (clone.status === 'fulfilled') ticket.attach(clone.cloneId, clone.vm.id);
+      else {
+        const { message } = SnowforkError.from(clone.error);
+        ticket.settle(clone.cloneId, { reason: `it did not come up: ${message}` });
+      }
+    }
+    ticket.save();
+    return clones;
+  }
+
+  async #startOn(
+    host: string,
+    snapshot: Snapshot,
+    ticket: Ticket,
+    of: { descent: Descent; standing: Standing; cloneIds: number[]; signal: AbortSignal },
+  ): Promise<StartedClone[]> {
+    const { image, parent, family, launched } = of.descent;
+    const descriptor = await this.#describe(snapshot, host);
+    const { clones } = await this.#context.call(
+      host,
+      'startClones',
+      {
+        descriptor,
+        ticket: ticket.info(),
+        cloneIds: of.cloneIds,
+        descent: {
+          image,
+          ...(parent === undefined ? {} : { parent }),
+          ...(family === undefined ? {} : { family }),
+          ...(launched === undefined ? {} : { launched }),
+        },
+        standing: of.standing,
+      },
+      of.signal,
+    );
+    return clones.map((clone) =>
+      clone.status === 'fulfilled'
+        ? clone
+        : { ...clone, error: SnowforkError.fromJSON(clone.error) },
+    );
+  }
+
+  /** Ends a ticket's clones on other hosts; one that can't be reached ends with its host, or later. */
+  kill(ticket: Ticket): void {
+    for (const host of ticket.slotsElsewhere.keys()) {
+      const killed = this.#context.call(host, 'killTicket', { ticket: ticket.id });
+      killed.catch((error: unknown) => {
+        this.#context.log.warn({ host, ticket: ticket.id, err: error }, 'clones may go on there');
+      });
+    }
+  }
+
+  /** A snapshot of another host, by its id, to be cloned here. @throws SnowforkError */
+  async fetch(snapshot: string): Promise<Snapshot> {
+    const host = hostOf(snapshot);
+    if (host === undefined) return this.#context.store.get(snapshot);
+    const { descriptor } = await this.#context.call(host, 'describe', { snapshot });
+    return await this.#takeIn(descriptor, host);
+  }
+
+  /** A host is gone: what it was to run is lost, what was kept for it may go. */
+  hostLost(host: string, reason: string): void {
+    const { tickets, store } = this.#context;
+    for (const ticket of tickets.all()) {
+      for (const slot of ticket.slotsElsewhere.get(host) ?? []) {
+        ticket.settle(slot.cloneId, { reason: `host ${host} is lost: ${reason}` });
+      }
+    }
+    for (const snapshot of [...store.all()]) store.takeBack(snapshot, host);
+  }
+
+  /** After a snapshot of this host has gone: other hosts need not keep what only it needed. */
+  release(): void {
+    const needed = this.#neededOrigins();
+    for (const need of this.#needed) {
+      if (needed.has(need)) continue;
+      const [host, snapshot] = need.split(' ') as [string, string];
+      this.#context.call(host, 'letGo', { snapshot }).catch((error: unknown) => {
+        this.#context.log.warn({ host, snapshot, err: error }, 'it may be kept there for nothing');
+      });
+    }
+    this.#needed = needed;
+  }
+
+  #neededOrigins(): Set<string> {
+    const needed = new Set<string>();
+    for (const { file } of this.#context.store.all()) {
+      for (const { host, snapshot } of file.origins ?? []) needed.add(`${host} ${snapshot}`);
+    }
+    return needed;
+  }
+
+  /** From now on the snapshot is served, and kept for the host. */
+  async #describe(snapshot: Snapshot, host: string): Promise<Descriptor> {
+    const { store } = this.#context;
+    store.lend(snapshot, host);
+    const [serving, faults] = await Promise.all([
+      this.#context.serving(),
+      this.#context.faults(snapshot.file.id),
+    ]);
+    const { descriptor, served } = describeSnapshot(store, snapshot, { serving, faults });
+    await this.#context.serve(served);
+    return descriptor;
+  }
+
+  async #takeIn(descriptor: Descriptor, home: string): Promise<Snapshot> {
+    const snapshot = await this.#context.store.takeIn(descriptor);
+    this.#needed = this.#neededOrigins();
+    for (const { host, snapshot: id } of snapshot.file.origins ?? []) {
+      if (host === home && id === snapshot.file.id) continue;
+      // Home keeps it for its own sake; this is for when home goes first.
+      this.#context.call(host, 'hold', { snapshot: id }).catch((error: unknown) => {
+        this.#context.log.warn({ host, snapshot: id, err: error }, 'its pages may be let go');
+      });
+    }
+    return snapshot;
+  }
+
+  async #startPart(
+    params: CloneParams<'startClones'>,
+    home: string,
+    signal: AbortSignal,
+  ): Promise<{ clones: StartedClone[] }> {
+    const { descriptor, ticket, cloneIds, descent, standing } = params;
+    const snapshot = await this.#takeIn(descriptor, home);
+    const part = { snapshot, home, ticket, cloneIds, descent, standing };
+    const clones = await this.#context.startPart(part, signal);
+    return {
+      clones: clones.map((clone) =>
+        clone.status === 'fulfilled'
+          ? clone
+          : { ...clone, error: SnowforkError.from(clone.error).toJSON() },
+      ),
+    };
+  }
+
+  #settle({ ticket: id, cloneId, how }: CloneParams<'settle'>, host: string): null {
+    const ticket = this.#context.tickets.find(id);
+    if (ticket === undefined || ticket.slot(cloneId)?.host !== host) return null;
+    this.#context.settled(
+      ticket,
+      cloneId,
+      'value' in how ? { value: Buffer.from(how.value) } : how,
+    );
+    return null;
+  }
+
+  /** Tells home how a clone of a part ended, until home has heard it or is no host any more. */
+  async tellHome(ticket: Ticket, cloneId: number): Promise<void> {
+    const { home } = ticket;
+    const slot = ticket.slot(cloneId);
+    if (home === undefined || slot === undefined || slot.status === 'running') return;
+    const how =
+      slot.status === 'exited' ? { value: slot.value! } : { reason: slot.reason ?? 'it is lost' };
+    for (let attempt = 0; this.#context.isMember(home); attempt += 1) {
+      try {
+        await this.#context.call(home, 'settle', { ticket: ticket.id, cloneId, how });
+        break;
+      } catch (error) {
+        if (attempt === 0) this.#context.log.warn({ home, err: error }, 'home does not hear');
+        await delay(TELL_AGAIN_MS[Math.min(attempt, TELL_AGAIN_MS.length - 1)], undefined, {
+          ref: false,
+        });
+      }
+    }
+    slot.isTold = true;
+    ticket.save();
+    if (ticket.slots.every(({ isTold }) => isTold === true)) this.#context.tickets.forget(ticket);
+  }
+}
