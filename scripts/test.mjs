@@ -1,7 +1,7 @@
 // `npm test`: sets up what is missing, runs all tests (or those whose file names match the
-// arguments) and ends with the line `N passed, N failed`. Unit tests and the simulator run beside
-// those with VMs, which leave half of the processors idle. In CI a skipped test counts as failed:
-// there, every kind must be able to run.
+// arguments) and ends with the line `N passed, N failed`. Unit tests, the simulator and the network
+// run beside those with VMs, which leave half of the processors idle. In CI a skipped test counts as
+// failed: there, every kind must be able to run.
 
 import { spawn } from 'node:child_process';
 import fs from 'node:fs';
@@ -9,12 +9,16 @@ import os from 'node:os';
 import path from 'node:path';
 import { root, setUp } from './setup.mjs';
 
-// The documentation's lines for curl are run.
-setUp({ curl: 'curl' });
+// The documentation's lines for curl are run; hosts of a network are network namespaces.
+setUp({ curl: 'curl', iproute2: 'ip', nftables: 'nft' });
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'snowfork-test-'));
 const counts = (
   await Promise.all([
-    runTests('unit', 'pipe').then(async (unit) => [unit, await runTests('sim', 'pipe')]),
+    runTests('unit', 'pipe').then(async (unit) => [
+      unit,
+      await runTests('sim', 'pipe'),
+      await runTests('net', 'pipe'),
+    ]),
     runTests('vm', 'inherit'),
   ])
 ).flat();

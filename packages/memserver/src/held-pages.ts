@@ -73,6 +73,11 @@ export class HeldPages {
     munmap(this.place.address, this.place.bytes);
   }
 
+  /** How many there is a bit for: as many as it was made for, or a few more. */
+  get pageCount(): number {
+    return (this.#cells.length - WORDS) * 32;
+  }
+
   has(page: number): boolean {
     return (Atomics.load(this.#cells, WORDS + (page >>> 5)) & (1 << (page & 31))) !== 0;
   }

@@ -1,5 +1,13 @@
+export * from './complaints.js';
+export * from './control.js';
 export * from './counts.js';
 export * from './held-pages.js';
+export type { Group } from './net/group-sockets.js';
+export { type LayerFile, LayerFiles } from './net/layer-files.js';
+export { MEMORY_SERVER_SOCKET } from './net/names.js';
+export { OriginClient } from './net/origin-client.js';
+export * from './net/page-network.js';
+export * from './net/page-service.js';
 export * from './object.js';
 export * from './page-map.js';
 export * from './receiver/page-receiver.js';

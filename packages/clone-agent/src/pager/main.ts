@@ -2,18 +2,16 @@
 // /dev/fuse as an inherited descriptor (`client.ts`). It ends when the mount has gone or on SIGTERM,
 // and may be started again on the same descriptor at any time; it keeps nothing that could be lost.
 
-import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
+import { listenForCommands, newComplaints } from '@snowfork/memserver';
 import koffi from 'koffi';
 import { LISTENING_LINE, PAGER_SOCKET } from './client.js';
-import { listenForCommands } from './control.js';
 import { Pager } from './pager.js';
 
 /** Faults come before whatever else wants a processor. */
 const PRIORITY = -10;
-const COMPLAINTS_PER_SECOND_MAX = 10;
 
 /**
  * Ends the process at once. Its threads block in read(2) on /dev/fuse, so `process.exit`, which waits
@@ -21,26 +19,7 @@ const COMPLAINTS_PER_SECOND_MAX = 10;
  */
 const exitNow: (code: number) => void = koffi.load('libc.so.6').func('void _exit(int code)');
 
-function log(message: string): void {
-  try {
-    fs.writeSync(process.stderr.fd, `${new Date().toISOString()} pager: ${message}\n`);
-  } catch {
-    // Whoever read the log has gone; faults must still be served.
-  }
-}
-
-let complaints = 0;
-function complain(message: string): void {
-  if (complaints === 0) {
-    setTimeout(() => {
-      const unsaid = complaints - COMPLAINTS_PER_SECOND_MAX;
-      if (unsaid > 0) log(`and ${unsaid} complaints more`);
-      complaints = 0;
-    }, 1000);
-  }
-  complaints += 1;
-  if (complaints <= COMPLAINTS_PER_SECOND_MAX) log(message);
-}
+const { log, complain } = newComplaints('pager');
 
 async function main(): Promise<void> {
   const { values } = parseArgs({

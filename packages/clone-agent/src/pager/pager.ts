@@ -2,8 +2,8 @@
 // by the control socket. It answers what the serving threads pass on; it owns the registry and with
 // it all descriptors of layers.
 
+import type { Command } from '@snowfork/memserver';
 import { z } from 'zod';
-import type { Command } from './control.js';
 import { DeferredReads } from './deferred-reads.js';
 import { Filesystem } from './filesystem.js';
 import {

@@ -1,13 +1,15 @@
-// The pager's control socket: one JSON object a line, `{"execute","arguments","id"}`, answered by
-// `{"return","id"}` or `{"error":{"desc"},"id"}`, as QEMU's monitor does it. Knows lines, not what the
-// commands do. The agent is the other end.
+// The control socket of a process that an agent has started: one JSON object a line,
+// `{"execute","arguments","id"}`, answered by `{"return","id"}` or `{"error":{"desc"},"id"}`, as
+// QEMU's monitor does it. Knows lines, not what the commands do. The pager and the memory server
+// listen with it; the agent is the other end.
 
 import fs from 'node:fs';
 import net from 'node:net';
 import { z } from 'zod';
 
-export const LINE_BYTES_MAX = 65_536;
-export const CONNECTIONS_MAX = 16;
+/** Of a command. Layers are named by their paths, and a snapshot may have hundreds. */
+export const COMMAND_LINE_BYTES_MAX = 1024 * 1024;
+export const CONTROL_CONNECTIONS_MAX = 16;
 
 const commandSchema = z.object({
   execute: z.string(),
@@ -25,7 +27,7 @@ export async function listenForCommands(
 ): Promise<net.Server> {
   fs.rmSync(path, { force: true });
   const server = net.createServer((socket) => serveConnection(socket, commands));
-  server.maxConnections = CONNECTIONS_MAX;
+  server.maxConnections = CONTROL_CONNECTIONS_MAX;
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
     server.listen(path, resolve);
@@ -41,7 +43,10 @@ function serveConnection(socket: net.Socket, commands: Readonly<Record<string, C
   socket.on('data', (chunk: string) => {
     const lines = (text + chunk).split('\n');
     text = lines.pop()!;
-    if (text.length > LINE_BYTES_MAX || lines.some((line) => line.length > LINE_BYTES_MAX)) {
+    if (
+      text.length > COMMAND_LINE_BYTES_MAX ||
+      lines.some((line) => line.length > COMMAND_LINE_BYTES_MAX)
+    ) {
       socket.destroy();
       return;
     }

@@ -1,0 +1,136 @@
+// The side of a process that receives pages: its sockets, and a receiver for each origin that it is
+// connected to. One unicast socket, by which it asks and is answered, and one for each port of
+// groups; datagrams find their receiver by the key that they name. The pager has one, in its main
+// thread.
+
+import type { PageSink } from '../receiver/page-receiver.js';
+import { CHANNEL } from '../wire/datagrams.js';
+import { keyIdOf, snapshotKey } from '../wire/sealing.js';
+import { type Group, GroupSockets } from './group-sockets.js';
+import { OriginClient } from './origin-client.js';
+import { UdpSocket } from './udp-socket.js';
+
+/** Where a snapshot's pages are served. */
+export interface Origin {
+  /** IPv4. */
+  readonly address: string;
+  readonly port: number;
+  /** 32 bytes, of this snapshot and no other. */
+  readonly key: Buffer;
+  readonly group?: Group;
+}
+
+/** Takes what came: groups are joined and left for it. */
+export type OriginSink = Omit<PageSink, 'onMembership'>;
+
+/** Of all origins together. */
+export interface NetworkCounts {
+  /** No snapshot that is known here, or too short to say. */
+  datagramsUnknown: number;
+  datagramsUnsent: number;
+}
+
+export class PageNetwork {
+  readonly #localAddress: string;
+  readonly #clients = new Map<number, OriginClient>();
+  readonly #complain: (message: string) => void;
+  readonly #groups: GroupSockets;
+  #unicast!: UdpSocket;
+  #datagramsUnknown = 0;
+
+  /** `localAddress`: of the interface that pages come by. @throws Error when it can't be had. */
+  static async open(of: {
+    readonly localAddress: string;
+    complain(message: string): void;
+  }): Promise<PageNetwork> {
+    const network = new PageNetwork(of.localAddress, of.complain);
+    network.#unicast = await UdpSocket.open({
+      address: of.localAddress,
+      port: 0,
+      take: network.#take,
+      complain: of.complain,
+    });
+    return network;
+  }
+
+  private constructor(localAddress: string, complain: (message: string) => void) {
+    this.#localAddress = localAddress;
+    this.#complain = complain;
+    this.#groups = new GroupSockets({ localAddress, take: this.#take, complain });
+  }
+
+  get counts(): NetworkCounts {
+    const { unsent } = this.#unicast;
+    return { datagramsUnknown: this.#datagramsUnknown, datagramsUnsent: unsent };
+  }
+
+  /**
+   * Joins the origin's group at once. `lostAfterMs`: a page that has not come for so long is lost.
+   * @throws Error when there is one with this key already.
+   */
+  async connect(
+    origin: Origin,
+    of: { readonly sink: OriginSink; readonly lostAfterMs: number },
+  ): Promise<OriginClient> {
+    const key = snapshotKey(origin.key);
+    if (this.#clients.has(key.id)) throw new Error('connected to this origin already');
+    const { group } = origin;
+    const socket = this.#unicast;
+    const to = { host: origin.address, port: origin.port };
+    const membership = new Membership(this.#groups, group, this.#complain);
+    const client = new OriginClient({
+      ...of,
+      key,
+      delivery: group === undefined ? CHANNEL.unicast : CHANNEL.group,
+      send: (datagram) => socket.send(datagram, to),
+      setMembership: (isMember) => void membership.set(isMember),
+      closed: async () => {
+        this.#clients.delete(key.id);
+        await membership.set(false);
+      },
+    });
+    this.#clients.set(key.id, client);
+    await membership.set(true);
+    return client;
+  }
+
+  async close(): Promise<void> {
+    for (const client of this.#clients.values()) await client.close();
+    await this.#groups.close();
+    await this.#unicast.close();
+  }
+
+  readonly #take = (datagram: Buffer): void => {
+    const keyId = keyIdOf(datagram);
+    const client = keyId === undefined ? undefined : this.#clients.get(keyId);
+    if (client === undefined) this.#datagramsUnknown++;
+    else client.take(datagram);
+  };
+}
+
+/** A client's part in a group; where that can't be had, its pages come by unicast. */
+class Membership {
+  readonly #groups: GroupSockets;
+  readonly #group: Group | undefined;
+  readonly #complain: (message: string) => void;
+  #isMember = false;
+
+  constructor(groups: GroupSockets, group: Group | undefined, complain: (message: string) => void) {
+    this.#groups = groups;
+    this.#group = group;
+    this.#complain = complain;
+  }
+
+  /** Never rejects. */
+  async set(isMember: boolean): Promise<void> {
+    const group = this.#group;
+    if (group === undefined || isMember === this.#isMember) return;
+    this.#isMember = isMember;
+    try {
+      await (isMember ? this.#groups.join(group) : this.#groups.leave(group));
+    } catch (error) {
+      this.#isMember = false;
+      this.#complain(`group ${group.address}: ${(error as Error).message}`);
+    }
+  }
+}

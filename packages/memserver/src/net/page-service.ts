@@ -1,0 +1,168 @@
+// The side of a process that serves pages: one UDP port for all of its snapshots, told apart by the
+// key that a datagram names, and a server for each. Knows layers' files and no VMs. The memory
+// server's main program has one.
+
+import { randomBytes } from 'node:crypto';
+import type { ServerCounts } from '../counts.js';
+import type { Address } from '../server/known-receivers.js';
+import { PageServer } from '../server/page-server.js';
+import { TokenBucket } from '../server/token-bucket.js';
+import { bodyBytesFor } from '../wire/geometry.js';
+import { keyIdOf, newSenderId, snapshotKey } from '../wire/sealing.js';
+import { Alarm } from './alarm.js';
+import type { Group } from './group-sockets.js';
+import { type LayerFile, LayerFiles } from './layer-files.js';
+import { UdpSocket } from './udp-socket.js';
+
+const SENDER_RANDOM_BYTES = 8;
+const ETHERNET_MTU_BYTES = 1500;
+const clock = (): number => performance.now();
+
+export interface SnapshotToServe {
+  readonly snapshot: string;
+  readonly key: Buffer;
+  readonly group?: Group | undefined;
+  /** In the order of their numbers. */
+  readonly layers: readonly LayerFile[];
+}
+
+interface Served {
+  readonly keyId: number;
+  readonly key: Buffer;
+  readonly group: Group | undefined;
+  readonly server: PageServer;
+  readonly files: LayerFiles;
+  readonly alarm: Alarm;
+}
+
+export class PageService {
+  readonly #link: TokenBucket;
+  readonly #bySnapshot = new Map<string, Served>();
+  readonly #byKeyId = new Map<number, Served>();
+  #socket!: UdpSocket;
+  #datagramsUnknown = 0;
+
+  /** @throws Error when the port can't be had. */
+  static async open(of: {
+    /** IPv4, of the interface that pages leave by. */
+    readonly address: string;
+    readonly port: number;
+    readonly linkBytesPerSecond: number;
+    complain(message: string): void;
+  }): Promise<PageService> {
+    const service = new PageService(of.linkBytesPerSecond);
+    service.#socket = await UdpSocket.open({
+      address: of.address,
+      port: of.port,
+      multicastInterface: of.address,
+      take: service.#take,
+      complain: of.complain,
+    });
+    return service;
+  }
+
+  private constructor(linkBytesPerSecond: number) {
+    this.#link = new TokenBucket({ bytesPerSecond: linkBytesPerSecond, nowMs: clock() });
+  }
+
+  get port(): number {
+    return this.#socket.port;
+  }
+
+  /**
+   * Serves the snapshot from now on. Again: with these layers; key and group stay, and so do those
+   * who ask for its pages.
+   * @throws Error when a layer's file can't be opened, or key or group are not those of before.
+   */
+  serve(of: SnapshotToServe): void {
+    const before = this.#bySnapshot.get(of.snapshot);
+    if (before !== undefined) {
+      if (!before.key.equals(of.key) || !isSameGroup(before.group, of.group)) {
+        throw new Error(`${of.snapshot} is served with another key or group: drop it first`);
+      }
+      before.files.set(of.layers);
+      return;
+    }
+    const served = this.#newServed(of);
+    if (this.#byKeyId.has(served.keyId)) {
+      served.files.close();
+      throw new Error(`${of.snapshot} has the key of another snapshot`);
+    }
+    this.#bySnapshot.set(of.snapshot, served);
+    this.#byKeyId.set(served.keyId, served);
+  }
+
+  /** Whether it was served. */
+  drop(snapshot: string): boolean {
+    const served = this.#bySnapshot.get(snapshot);
+    if (served === undefined) return false;
+    this.#bySnapshot.delete(snapshot);
+    this.#byKeyId.delete(served.keyId);
+    served.alarm.stop();
+    served.files.close();
+    return true;
+  }
+
+  get served(): { snapshot: string; layers: number }[] {
+    return Array.from(this.#bySnapshot, ([snapshot, { files }]) => {
+      return { snapshot, layers: files.layerCount };
+    });
+  }
+
+  get counts(): {
+    readonly datagramsUnknown: number;
+    readonly datagramsUnsent: number;
+    readonly snapshots: Readonly<Record<string, ServerCounts>>;
+  } {
+    const all = Array.from(
+      this.#bySnapshot,
+      ([name, { server }]) => [name, server.counts] as const,
+    );
+    return {
+      datagramsUnknown: this.#datagramsUnknown,
+      datagramsUnsent: this.#socket.unsent,
+      snapshots: Object.fromEntries(all),
+    };
+  }
+
+  async close(): Promise<void> {
+    for (const snapshot of [...this.#bySnapshot.keys()]) this.drop(snapshot);
+    await this.#socket.close();
+  }
+
+  #newServed(of: SnapshotToServe): Served {
+    const { group } = of;
+    const key = snapshotKey(of.key);
+    const files = new LayerFiles();
+    files.set(of.layers);
+    const toGroup = group === undefined ? undefined : { host: group.address, port: group.port };
+    const server = new PageServer({
+      key,
+      senderId: newSenderId(randomBytes(SENDER_RANDOM_BYTES)),
+      source: files,
+      send: (datagram, to = toGroup) => {
+        if (to !== undefined) this.#socket.send(datagram, to);
+      },
+      clock,
+      bodyBytes: bodyBytesFor(ETHERNET_MTU_BYTES),
+      link: this.#link,
+    });
+    const alarm = new Alarm({ clock, ring: () => alarm.set(server.advance()) });
+    return { keyId: key.id, key: Buffer.from(of.key), group, server, files, alarm };
+  }
+
+  readonly #take = (datagram: Buffer, from: Address): void => {
+    const keyId = keyIdOf(datagram);
+    const served = keyId === undefined ? undefined : this.#byKeyId.get(keyId);
+    if (served === undefined) {
+      this.#datagramsUnknown++;
+      return;
+    }
+    served.server.receive(datagram, from);
+    served.alarm.set(served.server.advance());
+  };
+}
+
+function isSameGroup(one: Group | undefined, other: Group | undefined): boolean {
+  return one?.address === other?.address && one?.port === other?.port;
+}
