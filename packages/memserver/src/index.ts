@@ -1,5 +1,7 @@
+// What the pager and others use. Loaded by every thread of the pager, which must start quickly: what
+// takes long to load has an entry of its own (`control.ts`).
+
 export * from './complaints.js';
-export * from './control.js';
 export * from './counts.js';
 export * from './held-pages.js';
 export type { Group } from './net/group-sockets.js';
