@@ -1,17 +1,14 @@
-// What the pager and others use. Loaded by every thread of the pager, which must start quickly: what
-// takes long to load has an entry of its own (`control.ts`).
+// All but the control socket (`control.ts`) and the process (`main.ts`). `pages.ts` is less.
 
 export * from './complaints.js';
 export * from './counts.js';
-export * from './held-pages.js';
 export type { Group } from './net/group-sockets.js';
 export { type LayerFile, LayerFiles } from './net/layer-files.js';
 export { MEMORY_SERVER_SOCKET } from './net/names.js';
 export { OriginClient } from './net/origin-client.js';
 export * from './net/page-network.js';
 export * from './net/page-service.js';
-export * from './object.js';
-export * from './page-map.js';
+export * from './pages.js';
 export * from './receiver/page-receiver.js';
 export { WINDOW_PAGES_MAX } from './receiver/prefetch-queue.js';
 export { ASSEMBLIES_MAX } from './receiver/reassembly.js';

@@ -5,7 +5,7 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import { promisify } from 'node:util';
-import { PAGE_BYTES, ZERO_PAGE } from '@snowfork/memserver';
+import { PAGE_BYTES, ZERO_PAGE } from '@snowfork/memserver/pages';
 import type { ReadArguments, RequestHeader } from './fuse-wire.js';
 import { numberOfNode } from './nodes.js';
 import type { Loaded, Registry } from './objects.js';

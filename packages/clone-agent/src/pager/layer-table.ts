@@ -3,7 +3,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { HeldPages, type HeldPagesPlace } from '@snowfork/memserver';
+import { HeldPages, type HeldPagesPlace } from '@snowfork/memserver/pages';
 import { heldPath } from '../store/origins.js';
 import { liesOnDisk } from './no-wait.js';
 

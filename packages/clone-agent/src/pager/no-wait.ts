@@ -3,7 +3,7 @@
 // lies in memory stands behind a disk. Called by whoever answers READs or pushes pages.
 
 import fs from 'node:fs';
-import { type Layer, type LayerRead, WOULD_BLOCK } from '@snowfork/memserver';
+import { type Layer, type LayerRead, WOULD_BLOCK } from '@snowfork/memserver/pages';
 import koffi from 'koffi';
 
 const RWF_NOWAIT = 0x8;

@@ -4,7 +4,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { decodePageMap, ObjectError, PagedObject } from '@snowfork/memserver';
+import { decodePageMap, ObjectError, PagedObject } from '@snowfork/memserver/pages';
 import { LayerTable } from './layer-table.js';
 import { indexOfNode, numberOfNode, objectNode, ROOT_NODE, snapshotNode } from './nodes.js';
 import { newSharedObject, type SharedObject } from './served-object.js';

@@ -4,7 +4,7 @@
 // to its caller.
 
 import os from 'node:os';
-import { type LayerRead, ObjectError, PAGE_BYTES, readWaiting } from '@snowfork/memserver';
+import { type LayerRead, ObjectError, PAGE_BYTES, readWaiting } from '@snowfork/memserver/pages';
 import { READ_BYTES_MAX, type ReadArguments, type RequestHeader } from './fuse-wire.js';
 import { readWithoutWaiting } from './no-wait.js';
 import { BLOCK_PAGES } from './push-windows.js';

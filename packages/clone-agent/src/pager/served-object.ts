@@ -2,7 +2,7 @@
 // the counters lie in memory that all threads share; the layers' descriptors are the process's. Made
 // by the registry on the main thread, published to the others, used by all.
 
-import { HeldPages, type Layer, PAGE_BYTES, PagedObject } from '@snowfork/memserver';
+import { HeldPages, type Layer, PAGE_BYTES, PagedObject } from '@snowfork/memserver/pages';
 import type { LayerHandle } from './layer-table.js';
 import { newPushWindowsMemory, PushWindows, type PushWindowsMemory } from './push-windows.js';
 import { THREADS } from './thread-data.js';

@@ -6,7 +6,7 @@
 
 import fs from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
-import { PAGE_BYTES, ZERO_PAGE } from '@snowfork/memserver';
+import { PAGE_BYTES, ZERO_PAGE } from '@snowfork/memserver/pages';
 import { type Bulletin, Mailbox } from './board.js';
 import { encodeStoreHeader, READ_BYTES_MAX, STORE_HEADER_BYTES } from './fuse-wire.js';
 import { isMarker } from './push-windows.js';
