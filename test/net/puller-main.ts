@@ -4,12 +4,12 @@
 import { createHash } from 'node:crypto';
 import {
   type LostReason,
-  listenForCommands,
   type OriginClient,
   type OriginSink,
   PAGE_BYTES,
   PageNetwork,
 } from '@snowfork/memserver';
+import { listenForCommands } from '@snowfork/memserver/control';
 import { z } from 'zod';
 
 const connectSchema = z.object({

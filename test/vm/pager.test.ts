@@ -9,6 +9,7 @@ import net from 'node:net';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { encodePageMap, PAGE_BYTES } from '@snowfork/memserver';
+import { COMMAND_LINE_BYTES_MAX } from '@snowfork/memserver/control';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import {
   endOf,
@@ -632,7 +633,7 @@ describe.skipIf(!canRun)(`pager${reason && ` (skipped: ${reason})`}`, () => {
     await expect(command('ready', { snapshot: '../..' })).rejects.toThrow('there is no snapshot');
     const socket = net.connect(path.join(run, 'pager.sock'));
     socket.on('error', () => {});
-    socket.write('x'.repeat(100_000));
+    socket.write('x'.repeat(COMMAND_LINE_BYTES_MAX + 1));
     await once(socket, 'close');
     expect(await command('ping')).toEqual({ pid: pager.pid });
   });

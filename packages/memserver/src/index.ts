@@ -1,5 +1,6 @@
+// All but the control socket (`control.ts`) and the process (`main.ts`). `pages.ts` is less.
+
 export * from './complaints.js';
-export * from './control.js';
 export * from './counts.js';
 export type { Group } from './net/group-sockets.js';
 export { type LayerFile, LayerFiles } from './net/layer-files.js';

@@ -1,4 +1,5 @@
-// Pages of objects on this host, without the network: what threads load that have to start at once.
+// Pages and where they are, without the network: what the pager's threads load. They start in a
+// hurry, as faults wait for them, and loading the rest takes longer than all else that they do.
 
 export * from './held-pages.js';
 export * from './object.js';

@@ -5,7 +5,8 @@
 import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
-import { listenForCommands, newComplaints } from '@snowfork/memserver';
+import { newComplaints } from '@snowfork/memserver';
+import { listenForCommands } from '@snowfork/memserver/control';
 import koffi from 'koffi';
 import { LISTENING_LINE, PAGER_SOCKET } from './client.js';
 import { Pager } from './pager.js';
