@@ -2,7 +2,7 @@
 // by the control socket. It answers what the serving threads pass on; it owns the registry and with
 // it all descriptors of layers.
 
-import type { Command } from '@snowfork/memserver';
+import type { Command } from '@snowfork/memserver/control';
 import { z } from 'zod';
 import { DeferredReads } from './deferred-reads.js';
 import { Filesystem } from './filesystem.js';
