@@ -11,11 +11,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { encodePageMap, PAGE_BYTES } from '@snowfork/memserver';
 import { COMMAND_LINE_BYTES_MAX } from '@snowfork/memserver/control';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import {
-  endOf,
-  type PagerProcess,
-  startPager,
-} from '../../packages/clone-agent/src/pager/client.js';
+import { type PagerProcess, startPager } from '../../packages/clone-agent/src/pager/client.js';
 import {
   abortConnection,
   fuseConnection,
@@ -23,6 +19,7 @@ import {
   openFuse,
   unmountFuse,
 } from '../../packages/clone-agent/src/pager/mount.js';
+import { endOf } from '../../packages/clone-agent/src/system/listening-process.js';
 import { limitMs, times } from '../support/soak.js';
 
 const TMPFS = '/dev/shm';

@@ -7,8 +7,8 @@ import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
 import { newComplaints } from './complaints.js';
-import { type Command, listenForCommands } from './control.js';
-import { LISTENING_LINE, MEMORY_SERVER_SOCKET } from './net/names.js';
+import { type Command, LISTENING_LINE, listenForCommands } from './control.js';
+import { MEMORY_SERVER_SOCKET } from './net/names.js';
 import { PageService } from './net/page-service.js';
 import { LAYERS_MAX } from './page-map.js';
 import { KEY_BYTES } from './wire/sealing.js';
@@ -35,9 +35,9 @@ const optionsSchema = z.object({
   'link-bytes-per-second': z.coerce.number().positive().default(LINK_BYTES_PER_SECOND),
 });
 
-function commandsOf(service: PageService): Readonly<Record<string, Command>> {
+function commandsOf(service: PageService, address: string): Readonly<Record<string, Command>> {
   return {
-    ping: () => ({ pid: process.pid, port: service.port }),
+    ping: () => ({ pid: process.pid, address, port: service.port }),
     serve: (args) => service.serve(serveSchema.parse(args)),
     drop: (args) => ({ isDropped: service.drop(dropSchema.parse(args).snapshot) }),
     served: () => service.served,
@@ -57,12 +57,14 @@ async function main(): Promise<void> {
   // A terminal's Ctrl-C is for the agent; other hosts still need their pages.
   for (const signal of ['SIGINT', 'SIGHUP'] as const) process.on(signal, () => {});
   process.on('SIGTERM', () => process.exit(0));
-  await listenForCommands(path.join(run, MEMORY_SERVER_SOCKET), commandsOf(service));
+  await listenForCommands(path.join(run, MEMORY_SERVER_SOCKET), commandsOf(service, address));
   process.stdout.on('error', () => {});
   process.stdout.write(`${LISTENING_LINE}\n`);
 }
 
 main().catch((error: unknown) => {
-  log(`did not start: ${error instanceof Error ? error.message : String(error)}`);
+  const reason = error instanceof Error ? error.message : String(error);
+  log(`did not start: ${reason}`);
+  process.stdout.write(reason); // for whoever started it
   process.exit(1);
 });

@@ -6,9 +6,9 @@ import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { newComplaints } from '@snowfork/memserver';
-import { listenForCommands } from '@snowfork/memserver/control';
+import { LISTENING_LINE, listenForCommands } from '@snowfork/memserver/control';
 import koffi from 'koffi';
-import { LISTENING_LINE, PAGER_SOCKET } from './client.js';
+import { PAGER_SOCKET } from './client.js';
 import { Pager } from './pager.js';
 
 /** Faults come before whatever else wants a processor. */
