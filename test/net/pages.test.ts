@@ -5,11 +5,11 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { HeldPages } from '@snowfork/memserver';
 import { expect, test } from 'vitest';
-import { whyNoNamespaces } from '../support/namespaces.js';
+import { whyNoNetHosts } from '../../packages/clone-agent/src/system/net-hosts.js';
 import { BY_GROUP, BY_UNICAST, PageHosts } from '../support/page-hosts.js';
 
 const PAGES = 2048;
-const reason = whyNoNamespaces();
+const reason = whyNoNetHosts();
 
 test.skipIf(reason)('what two hosts demand comes to both, right, and crosses once', async () => {
   await using hosts = await PageHosts.start({ pullers: 2, pageCount: PAGES });

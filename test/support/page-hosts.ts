@@ -16,7 +16,7 @@ import {
   type ServerCounts,
 } from '@snowfork/memserver';
 import { LineClient } from '../../packages/clone-agent/src/hypervisor/line-client.js';
-import { Namespaces } from './namespaces.js';
+import { type NetHost, NetHosts } from '../../packages/clone-agent/src/system/net-hosts.js';
 
 const SERVER_PORT = 7700;
 const GROUP = { address: '239.77.0.1', port: 7701 };
@@ -48,11 +48,10 @@ export class ControlledProcess {
   readonly client: LineClient;
 
   static async start(
-    namespaces: Namespaces,
-    host: number,
+    host: NetHost,
     of: { command: readonly string[]; socket: string },
   ): Promise<ControlledProcess> {
-    const child = namespaces.start(host, process.execPath, ...of.command);
+    const child = host.spawn(process.execPath, of.command, { stdio: ['pipe', 'pipe', 'inherit'] });
     await Promise.race([
       once(child.stdout!, 'data'),
       once(child, 'exit').then(([code]) => {
@@ -80,7 +79,7 @@ export class ControlledProcess {
 
 /** The server is host 0, the others want its pages. */
 export class PageHosts {
-  readonly namespaces: Namespaces;
+  readonly net: NetHosts;
   readonly key = randomBytes(32);
   server!: ControlledProcess;
   readonly pullers: ControlledProcess[] = [];
@@ -96,10 +95,8 @@ export class PageHosts {
     readonly linkBytesPerSecond?: number;
     readonly hasGroup?: boolean;
   }): Promise<PageHosts> {
-    const hosts = Array.from({ length: of.pullers + 1 }, (_, host) => {
-      return { mtuBytes: of.mtuBytes?.[host] ?? 1500 };
-    });
-    const made = new PageHosts(await Namespaces.make(hosts), of);
+    const { mtuBytes = [] } = of;
+    const made = new PageHosts(await NetHosts.create({ hosts: of.pullers + 1, mtuBytes }), of);
     try {
       await made.startServer();
       for (let host = 1; host <= of.pullers; host++) await made.#startPuller(host, of.hasGroup);
@@ -110,11 +107,8 @@ export class PageHosts {
     return made;
   }
 
-  private constructor(
-    namespaces: Namespaces,
-    of: { pageCount: number; linkBytesPerSecond?: number },
-  ) {
-    this.namespaces = namespaces;
+  private constructor(net: NetHosts, of: { pageCount: number; linkBytesPerSecond?: number }) {
+    this.net = net;
     this.#linkBytesPerSecond = of.linkBytesPerSecond;
     this.layer = randomBytes(of.pageCount * PAGE_BYTES);
     fs.writeFileSync(path.join(this.folder, 'layer'), this.layer);
@@ -123,11 +117,11 @@ export class PageHosts {
   /** Also in the place of one that has died. */
   async startServer(): Promise<void> {
     const rate = this.#linkBytesPerSecond;
-    this.server = await ControlledProcess.start(this.namespaces, SERVER, {
+    this.server = await ControlledProcess.start(this.net.hosts[SERVER]!, {
       command: [
         SERVER_MAIN,
         ...['--run', this.folder],
-        ...['--address', this.namespaces.address(SERVER)],
+        ...['--address', this.net.hosts[SERVER]!.address],
         ...['--port', String(SERVER_PORT)],
         ...(rate === undefined ? [] : ['--link-bytes-per-second', String(rate)]),
       ],
@@ -177,7 +171,7 @@ export class PageHosts {
 
   async connectPuller(puller: ControlledProcess, of: { hasGroup?: boolean }): Promise<void> {
     await puller.execute('connect', {
-      address: this.namespaces.address(SERVER),
+      address: this.net.hosts[SERVER]!.address,
       port: SERVER_PORT,
       key: this.key.toString('base64'),
       ...(of.hasGroup === false ? {} : { group: GROUP }),
@@ -187,7 +181,7 @@ export class PageHosts {
 
   async stop(): Promise<void> {
     for (const { client } of [this.server, ...this.pullers]) client?.close();
-    await this.namespaces.stop();
+    await this.net.close();
     fs.rmSync(this.folder, { recursive: true, force: true });
   }
 
@@ -197,8 +191,8 @@ export class PageHosts {
 
   async #startPuller(host: number, hasGroup = true): Promise<void> {
     const socket = path.join(this.folder, `puller${host}.sock`);
-    const puller = await ControlledProcess.start(this.namespaces, host, {
-      command: [PULLER_MAIN, this.namespaces.address(host), socket],
+    const puller = await ControlledProcess.start(this.net.hosts[host]!, {
+      command: [PULLER_MAIN, this.net.hosts[host]!.address, socket],
       socket,
     });
     this.pullers.push(puller);
