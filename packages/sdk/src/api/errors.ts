@@ -137,6 +137,21 @@ export const errorRegistry = {
     exitCode: 3,
     help: 'The agent of this host does not answer: start it with `sf up`, and see agent.log in the state folder.',
   },
+  SF_HOST_UNREACHABLE: {
+    status: 503,
+    exitCode: 3,
+    help: 'Another host of the cluster does not answer: `sf host ls` says whether it is up. What it runs may go on.',
+  },
+  SF_HOST_NOT_FOUND: {
+    status: 404,
+    exitCode: 4,
+    help: 'The cluster has no host of that name: `sf host ls` lists them.',
+  },
+  SF_NO_CLUSTER: {
+    status: 409,
+    exitCode: 5,
+    help: 'This host is in no cluster: `sf cluster init` makes one, `sf host join` joins one.',
+  },
   SF_INTERNAL: {
     status: 500,
     exitCode: 70,

@@ -1,0 +1,58 @@
+// What agents may ask of each other, in one registry; both ends check with these schemas.
+
+import { vmSchema } from '@snowfork/sdk/api';
+import { z } from 'zod';
+import { cloneMethods } from './clone-methods.js';
+
+export const peerMethods = {
+  ...cloneMethods,
+  ping: { params: z.strictObject({}), result: z.strictObject({ version: z.string() }) },
+  /** The VMs of the asked host. */
+  vms: {
+    params: z.strictObject({ all: z.boolean() }),
+    result: z.strictObject({ vms: z.array(vmSchema) }),
+  },
+} as const;
+
+export type PeerMethod = keyof typeof peerMethods;
+export type PeerParams<M extends PeerMethod> = z.infer<(typeof peerMethods)[M]['params']>;
+export type PeerResult<M extends PeerMethod> = z.infer<(typeof peerMethods)[M]['result']>;
+
+/** `host` is the one that asks, by its certificate. */
+export type PeerHandlers = {
+  readonly [M in PeerMethod]: (
+    params: PeerParams<M>,
+    host: string,
+    signal: AbortSignal,
+  ) => Promise<PeerResult<M>>;
+};
+
+/** The first frame of a connection: what it is for. */
+export const helloSchema = z.discriminatedUnion('for', [
+  /** Requests and responses follow. */
+  z.strictObject({ for: z.literal('calls') }),
+  /** The connection goes on as one to the host's own API. */
+  z.strictObject({ for: z.literal('api') }),
+  /** A host that has no certificate yet. */
+  z.strictObject({
+    for: z.literal('join'),
+    token: z.string().max(256),
+    name: z.string().max(64),
+    address: z.ipv4(),
+    request: z.string().max(8192),
+  }),
+]);
+export type Hello = z.infer<typeof helloSchema>;
+
+export const requestSchema = z.strictObject({
+  id: z.number().int().nonnegative(),
+  method: z.enum(Object.keys(peerMethods) as [PeerMethod, ...PeerMethod[]]),
+  params: z.unknown(),
+});
+/** The asking side gave up. */
+export const cancelSchema = z.strictObject({ cancel: z.number().int().nonnegative() });
+export const responseSchema = z.strictObject({
+  id: z.number().int().nonnegative(),
+  result: z.unknown().optional(),
+  error: z.unknown().optional(),
+});
