@@ -42,7 +42,24 @@ export const machine: Machine = {
 export const ROOM = 16;
 export const FLOOD_CHUNK_BYTES = 65_536;
 
+/** The fake host is by itself. */
+const noCluster = (): never => {
+  throw new SnowforkError('SF_NO_CLUSTER', 'this host is in no cluster');
+};
+
 export class FakeService implements AgentService {
+  readonly cluster: AgentService['cluster'] = {
+    info: noCluster,
+    init: noCluster,
+    join: noCluster,
+    newToken: noCluster,
+    hosts: noCluster,
+    removeHost: noCluster,
+    drainHost: noCluster,
+    otherHost: () => undefined,
+    openApi: noCluster,
+  };
+
   readonly #vms = new Map<string, VmInfo>();
   readonly #snapshots = new Map<string, SnapshotInfo>();
   readonly #images = new Map<string, ImageInfo>();

@@ -29,7 +29,12 @@ import {
 } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { startServer } from './api/server.js';
-import type { AgentService, ByteFeed, ExecSession } from './api/service.js';
+import type { AgentService, ByteFeed, ClusterService, ExecSession } from './api/service.js';
+import { serveApiTo } from './cluster/api-tunnel.js';
+import { Cluster } from './cluster/cluster.js';
+import { openClusterStore } from './cluster/open-store.js';
+import { OtherHosts } from './cluster/others.js';
+import { clusterService } from './cluster/service.js';
 import { examineAgent } from './doctor.js';
 import { warmFreezeReserve } from './freeze/freeze-memory.js';
 import { Hypervisor } from './hypervisor/hypervisor.js';
@@ -73,6 +78,9 @@ export class Agent implements AgentService {
   readonly #store: SnapshotStore;
   readonly #families: Families;
   readonly #images: Images;
+  readonly #cluster: Cluster;
+  readonly #others: OtherHosts;
+  readonly cluster: ClusterService;
   readonly #listeners = new Set<WatchListener>();
   readonly #startedAt = Date.now();
   #server: { close(): Promise<void> } | undefined;
@@ -128,11 +136,27 @@ export class Agent implements AgentService {
     this.#hypervisor = parts.hypervisor;
     this.#pager = parts.pager;
     const changed = (kind: string) => (id: string) => this.#changed(kind, id);
-    this.#store = new SnapshotStore(state, {
-      ready: (id, of) => this.#pager.ready(id, of),
-      dropped: (id) => this.#pager.drop(id),
-      changed: changed('snapshot'),
+    this.#cluster = this.#newCluster();
+    this.#journal.hostName = () => this.#cluster.name;
+    this.cluster = clusterService(this.#cluster);
+    this.#others = new OtherHosts({
+      ...{ cluster: this.#cluster, runFolder: state.run, settings: this.#settings, log },
+      journal: this.#processes,
+      faults: (snapshot) => this.#pager.faults(snapshot),
     });
+    this.#store = new SnapshotStore(
+      state,
+      {
+        ready: (id, of) => this.#pager.ready(id, of),
+        dropped: (id) => {
+          this.#pager.drop(id);
+          void this.#others.drop(id);
+          this.#families.remote?.release();
+        },
+        changed: changed('snapshot'),
+      },
+      () => this.#cluster.name,
+    );
     this.#families = new Families({
       store: this.#store,
       settings: this.#settings,
@@ -142,6 +166,7 @@ export class Agent implements AgentService {
       takeQemu: (snapshot) => this.#hypervisor.take(snapshot, this.#store),
       quiet: () => this.#hypervisor.quiet(),
       changed: (kind, id) => this.#changed(kind, id),
+      others: this.#others,
     });
     this.#images = new Images({
       state,
@@ -158,11 +183,34 @@ export class Agent implements AgentService {
     });
   }
 
+  #newCluster(): Cluster {
+    const state = this.#state;
+    const log = this.#log;
+    return new Cluster({
+      stateRoot: state.root,
+      log,
+      version: VERSION,
+      handlers: () => ({
+        ...this.#families.remote!.handlers,
+        ping: async () => ({ version: VERSION }),
+        vms: async ({ all }) => ({ vms: this.#ownVms(all) }),
+      }),
+      serveApi: (socket) => serveApiTo(socket, state.socket),
+      openStore: (file) => openClusterStore(file, { stateRoot: state.root, log }),
+      entered: () => this.#others.open(),
+      room: () => this.#families.hostRoom(),
+      reserved: (reservations) => this.#families.room.promise(reservations),
+      hostLost: (host, reason) => this.#families.remote?.hostLost(host, reason),
+    });
+  }
+
   async #open(): Promise<void> {
+    this.#cluster.read();
     Images.removeHalfBuilt(this.#state);
     this.#store.load(Images.namedSnapshots(this.#state));
     this.#images.load();
     await this.#adopt();
+    void this.#cluster.open();
     fs.rmSync(this.#state.socket, { force: true });
     this.#server = await startServer({
       service: this,
@@ -182,8 +230,15 @@ export class Agent implements AgentService {
   /** The VMs of an agent that was killed go on; whatever else it has started is ended. */
   async #adopt(): Promise<void> {
     const { adopted, lost } = await this.#families.adopt(this.#journal.read());
-    const running = [...this.#families.running()].map((vm) => vm.qemu.pid);
-    const killed = this.#processes.killLeftOver(new Set([...running, await this.#pager.pid()]));
+    const needed = [...this.#families.running()].map((vm) => vm.qemu.pid);
+    needed.push(await this.#pager.pid());
+    if (this.#cluster.name !== undefined) {
+      // Others may wait for pages of this host already.
+      await this.#others.open();
+      await this.#families.remote?.serveAgain();
+      needed.push((await this.#others.pid())!);
+    }
+    const killed = this.#processes.killLeftOver(new Set(needed));
     this.#hypervisor.releaseLeftOver();
     if (adopted.length + lost.length + killed === 0) return;
     this.#log.warn({ adopted, lost, killed }, 'took over from an agent that was killed');
@@ -234,6 +289,8 @@ export class Agent implements AgentService {
     for (const vm of vms) vm.finish({ how: 'killed', reason: 'the agent was shut down' });
     await this.#hypervisor.stop();
     await Promise.all(vms.map((vm) => vm.qemu.exited));
+    await this.#cluster.close();
+    await this.#others.close();
     await this.#hypervisor.close();
     await this.#pager.stop();
     await unmountAll(this.#state.mount);
@@ -265,7 +322,7 @@ export class Agent implements AgentService {
   }
 
   async vms(all: boolean): Promise<VmInfo[]> {
-    return this.#ownVms(all);
+    return [...this.#ownVms(all), ...(await this.#cluster.vmsElsewhere(all))];
   }
 
   #ownVms(all: boolean): VmInfo[] {

@@ -66,6 +66,14 @@ const settingsSchema = limitsSchema.extend({
     .default(256 * MiB),
   /** A QEMU's limit of processor time beside its guest's processors. */
   vmCpusExtra: z.number().min(0.1).max(256).default(1),
+  /** A page of another host that has not come for so long is lost, and its clones with it. */
+  originTimeoutMs: z.number().int().min(1000).max(3_600_000).default(30_000),
+  /** Pages of other hosts that are kept here; an eighth of RAM by default. */
+  replicaBytesMax: z
+    .number()
+    .int()
+    .min(16 * MiB)
+    .default(Math.floor(os.totalmem() / 8 / MiB) * MiB),
   /** VMs of this host, running at a time. */
   vmsMax: z.number().int().min(1).max(4096).default(1024),
 });

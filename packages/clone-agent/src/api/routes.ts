@@ -4,6 +4,8 @@
 import type { HttpBindings } from '@hono/node-server';
 import {
   buildRequestSchema,
+  clusterInitRequestSchema,
+  clusterJoinRequestSchema,
   execRequestSchema,
   forkRequestSchema,
   imageNameSchema,
@@ -11,6 +13,7 @@ import {
   launchRequestSchema,
   SnowforkError,
   signalRequestSchema,
+  tokenRequestSchema,
 } from '@snowfork/sdk/api';
 import { Hono } from 'hono';
 import { z } from 'zod';
@@ -47,6 +50,7 @@ export function buildRoutes(service: AgentService, closing: AbortSignal): Routes
   addHost(routes, service, closing);
   addImages(routes, service, closing);
   addVms(routes, service, closing);
+  addCluster(routes, service);
   addExecs(routes, service, closing);
   addFeeds(routes, service, closing);
   addSnapshots(routes, service, closing);
@@ -79,6 +83,31 @@ function addImages(routes: Routes, service: AgentService, closing: AbortSignal):
   });
   routes.delete('/v1/images/:name', async (context) => {
     await service.removeImage(parseInput(imageNameSchema, context.req.param('name')));
+    return context.body(null, 204);
+  });
+}
+
+function addCluster(routes: Routes, { cluster }: AgentService): void {
+  routes.get('/v1/cluster', (context) => context.json(cluster.info()));
+  routes.post('/v1/cluster', async (context) => {
+    const request = await parseBody(context, clusterInitRequestSchema);
+    return context.json(await cluster.init(request));
+  });
+  routes.post('/v1/cluster/join', async (context) => {
+    const request = await parseBody(context, clusterJoinRequestSchema);
+    return context.json(await cluster.join(request));
+  });
+  routes.post('/v1/cluster/tokens', async (context) => {
+    const { ttlMs } = await parseBody(context, tokenRequestSchema);
+    return context.json(cluster.newToken(ttlMs));
+  });
+  routes.get('/v1/hosts', (context) => context.json({ hosts: cluster.hosts() }));
+  routes.delete('/v1/hosts/:id', async (context) => {
+    await cluster.removeHost(id(context));
+    return context.body(null, 204);
+  });
+  routes.post('/v1/hosts/:id/drain', async (context) => {
+    await cluster.drainHost(id(context));
     return context.body(null, 204);
   });
 }

@@ -7,6 +7,7 @@ import { createServer, type Server } from 'node:http';
 import { connect } from 'node:net';
 import { getRequestListener } from '@hono/node-server';
 import { SnowforkError } from '@snowfork/sdk/api';
+import { carry } from '../cluster/api-tunnel.js';
 import { buildRoutes } from './routes.js';
 import type { AgentService } from './service.js';
 
@@ -52,7 +53,10 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   });
   server.on('request', (incoming, outgoing) => {
     outgoing.setHeader('snowfork-version', options.version);
-    void listener(incoming, outgoing);
+    const { cluster } = options.service;
+    const host = cluster.otherHost(incoming.url ?? '');
+    if (host === undefined) void listener(incoming, outgoing);
+    else void carry(incoming, outgoing, () => cluster.openApi(host));
   });
   await listen(server, options.socketPath);
   return { close: () => close(server, closing) };

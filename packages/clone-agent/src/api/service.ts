@@ -1,11 +1,16 @@
 // What the HTTP server asks of the agent: one method per thing that can be asked, no HTTP in it. The
 // agent implements it (`agent.ts`), `server.ts` calls it. Every method throws SnowforkError only.
 
+import type { Duplex } from 'node:stream';
 import type {
   BuildProgress,
   BuildRequest,
   BuildResult,
   CheckpointResult,
+  ClusterHost,
+  ClusterInfo,
+  ClusterInitRequest,
+  ClusterJoinRequest,
   DoctorReport,
   End,
   ExecExit,
@@ -15,6 +20,7 @@ import type {
   HostInfo,
   HostStats,
   ImageInfo,
+  JoinToken,
   LaunchRequest,
   Slot,
   SnapshotInfo,
@@ -67,8 +73,26 @@ export interface AgentService {
   /** Output of commands that a clone inherited from its parent, and words of the guest side. */
   logs(id: string): ByteFeed;
 
+  readonly cluster: ClusterService;
+
   /** Anything that changes (`vm`, `snapshot`, `ticket`), for watchers. Returns the unsubscriber. */
   watch(listener: (event: { kind: string; id: string }) => void): () => void;
+}
+
+/** The other hosts. Every method throws SF_NO_CLUSTER where there are none, unless it says else. */
+export interface ClusterService {
+  info(): ClusterInfo;
+  init(request: ClusterInitRequest): Promise<ClusterInfo>;
+  join(request: ClusterJoinRequest): Promise<ClusterInfo>;
+  newToken(ttlMs: number | undefined): JoinToken;
+  hosts(): ClusterHost[];
+  removeHost(name: string): Promise<void>;
+  /** It gets no new clones, and what other hosts need of it is brought to them. */
+  drainHost(name: string): Promise<void>;
+  /** The other host that a request is about; undefined when it is about this one. */
+  otherHost(path: string): string | undefined;
+  /** A connection to the API of another host. */
+  openApi(host: string): Promise<Duplex>;
 }
 
 /** Bytes kept so far (bounded) and those to come. */

@@ -116,16 +116,11 @@ export class Journal {
   readonly #complain: (error: unknown) => void;
   #numbers: Numbers = { vm: 0, ticket: 0, fork: 0, exec: 0 };
 
-  /** This host's name in its cluster, when it is in one. */
-  readonly hostName: () => string | undefined;
+  /** This host's name in its cluster, when it is in one: part of the ids that it gives. */
+  hostName: () => string | undefined = () => undefined;
 
   /** `complain`: a record could not be written, such as on a full disk; the agent goes on. */
-  constructor(
-    folder: string,
-    complain: (error: unknown) => void,
-    hostName: () => string | undefined = () => undefined,
-  ) {
-    this.hostName = hostName;
+  constructor(folder: string, complain: (error: unknown) => void) {
     this.#folder = folder;
     this.#complain = complain;
     fs.mkdirSync(folder, { recursive: true, mode: 0o700 });

@@ -120,6 +120,13 @@ export class Families {
     for (const vm of this.#vms.values()) if (vm.end === undefined) yield vm;
   }
 
+  /** As the other hosts see it. */
+  hostRoom(): { roomBytes: number; slots: number; vms: number } {
+    const vms = [...this.running()].length;
+    const { roomBytes } = this.room.measure();
+    return { roomBytes, slots: this.room.slots, vms };
+  }
+
   all(): Vm[] {
     return [...this.#vms.values()];
   }
@@ -494,6 +501,7 @@ export class Families {
   async #startPart(part: TicketPart, signal: AbortSignal): Promise<StartedClone[]> {
     const { snapshot, home, cloneIds, descent, standing } = part;
     const { parent, family } = descent;
+    this.room.takePromised(part.ticket.id);
     const room = this.room.reserve(cloneIds.length, snapshot.file.machine);
     if (room.granted < cloneIds.length) {
       room.release(room.granted);

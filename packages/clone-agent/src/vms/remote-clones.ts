@@ -169,6 +169,20 @@ export class RemoteClones {
     for (const snapshot of [...store.all()]) store.takeBack(snapshot, host);
   }
 
+  /** What an agent before this one has lent is served on. */
+  async serveAgain(): Promise<void> {
+    const { store, log } = this.#context;
+    for (const snapshot of store.all()) {
+      if ((snapshot.file.lentTo ?? []).length === 0) continue;
+      const serving = await this.#context.serving();
+      const { served } = describeSnapshot(store, snapshot, { serving, faults: [] });
+      await this.#context.serve(served).catch((error: unknown) => {
+        log.error({ snapshot: snapshot.file.id, err: error }, 'it is not served on');
+      });
+    }
+    this.#needed = this.#neededOrigins();
+  }
+
   /** After a snapshot of this host has gone: other hosts need not keep what only it needed. */
   release(): void {
     const needed = this.#neededOrigins();

@@ -35,6 +35,8 @@ export class Room {
   readonly #occupants: () => Iterable<Occupant>;
   #reservedSlots = 0;
   #reservedBytes = 0;
+  /** To tickets of other hosts. */
+  #promised = new Map<string, { readonly slots: number; readonly bytesEach: number }>();
 
   constructor(settings: RoomSettings, occupants: () => Iterable<Occupant>) {
     this.#settings = settings;
@@ -50,6 +52,7 @@ export class Room {
   } {
     const { totalBytes, availableBytes } = readMemory();
     let promisedBytes = this.#reservedBytes;
+    for (const { slots, bytesEach } of this.#promised.values()) promisedBytes += slots * bytesEach;
     for (const { pid, machine } of this.#occupants()) {
       promisedBytes += Math.max(
         0,
@@ -58,6 +61,23 @@ export class Room {
     }
     const roomBytes = Math.max(0, availableBytes - promisedBytes - this.#settings.reservedBytes);
     return { totalBytes, availableBytes, promisedBytes, roomBytes };
+  }
+
+  /** What tickets of other hosts were promised: it is kept for them. */
+  promise(reservations: readonly { ticket: string; slots: number; bytesEach: number }[]): void {
+    this.#promised = new Map(reservations.map((of) => [of.ticket, of]));
+  }
+
+  /** A ticket takes what it was promised: from now on it is as if it had not been. */
+  takePromised(ticket: string): void {
+    this.#promised.delete(ticket);
+  }
+
+  /** How many VMs more there may be, whatever memory there is. */
+  get slots(): number {
+    let running = [...this.#occupants()].length + this.#reservedSlots;
+    for (const { slots } of this.#promised.values()) running += slots;
+    return Math.max(0, this.#settings.vmsMax - running);
   }
 
   /** Room that was promised before this agent started. */
@@ -73,8 +93,7 @@ export class Room {
     const { roomBytes } = this.measure();
     const each = commitBytes(machine);
     const byMemory = Math.max(0, Math.floor((roomBytes - extraBytes) / each));
-    const running = [...this.#occupants()].length + this.#reservedSlots;
-    const byNumber = Math.max(0, this.#settings.vmsMax - running);
+    const byNumber = this.slots;
     const granted = Math.min(asked, byMemory, byNumber);
     this.#reservedSlots += granted;
     this.#reservedBytes += granted * each;

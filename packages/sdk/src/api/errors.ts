@@ -142,6 +142,11 @@ export const errorRegistry = {
     exitCode: 3,
     help: 'Another host of the cluster does not answer: `sf host ls` says whether it is up. What it runs may go on.',
   },
+  SF_CLUSTER_UNAVAILABLE: {
+    status: 503,
+    exitCode: 3,
+    help: "The cluster's store (etcd) does not answer, or lacks its majority. Running clones go on; new tickets are refused until it is back.",
+  },
   SF_HOST_NOT_FOUND: {
     status: 404,
     exitCode: 4,

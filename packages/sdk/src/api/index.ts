@@ -1,3 +1,4 @@
+export * from './cluster.js';
 export * from './doctor.js';
 export * from './errors.js';
 export * from './guest.js';

@@ -6,6 +6,7 @@ import { Command } from 'commander';
 import { z } from 'zod';
 import { addCommand, addGlobalOptions, addGroup, type Surroundings } from './command.js';
 import { agentCommands, hostStats } from './commands/agent.js';
+import { clusterGroup, hostGroup } from './commands/cluster.js';
 import { completion } from './commands/completion.js';
 import { consoleCommands } from './commands/console.js';
 import { doctor } from './commands/doctor.js';
@@ -36,6 +37,8 @@ export function buildProgram(around: Surroundings): Command {
   for (const spec of [exec, ...consoleCommands]) addCommand(program, spec, around);
   program.commandsGroup('Stored things:');
   for (const group of [imageGroup, snapshotGroup]) addGroup(program, group, around);
+  program.commandsGroup('Several hosts:');
+  for (const group of [clusterGroup, hostGroup]) addGroup(program, group, around);
   return program;
 }
 

@@ -2,6 +2,16 @@
 
 import { resolve } from 'node:path';
 import type { z } from 'zod';
+import {
+  type ClusterHost,
+  type ClusterInfo,
+  type ClusterInitRequest,
+  type ClusterJoinRequest,
+  clusterHostListSchema,
+  clusterSchema,
+  type JoinToken,
+  tokenSchema,
+} from '../api/cluster.js';
 import { type DoctorReport, doctorReportSchema } from '../api/doctor.js';
 import { SnowforkError } from '../api/errors.js';
 import {
@@ -99,6 +109,50 @@ export class Host {
     const query = { all: all ? '1' : '0' };
     const { vms } = await this.#get(['vms'], vmListSchema, options, query);
     return vms.map(decodeVm);
+  }
+
+  /** Makes a cluster, with this host as the first. @throws SnowforkError SF_BAD_REQUEST. */
+  async initCluster(request: ClusterInitRequest, options: WaitOptions = {}): Promise<ClusterInfo> {
+    return await this.#post(['cluster'], request, clusterSchema, options);
+  }
+
+  /** Joins a cluster. @throws SnowforkError SF_BAD_REQUEST, SF_PERMISSION, SF_HOST_UNREACHABLE. */
+  async joinCluster(request: ClusterJoinRequest, options: WaitOptions = {}): Promise<ClusterInfo> {
+    return await this.#post(['cluster', 'join'], request, clusterSchema, options);
+  }
+
+  /** The cluster that this host is in. @throws SnowforkError SF_NO_CLUSTER. */
+  async cluster(options: WaitOptions = {}): Promise<ClusterInfo> {
+    return await this.#get(['cluster'], clusterSchema, options);
+  }
+
+  /** By which hosts may join, for `ttlMs` (an hour when not given). @throws SnowforkError. */
+  async newToken({ ttlMs, ...options }: WaitOptions & { ttlMs?: number } = {}): Promise<JoinToken> {
+    return await this.#post(['cluster', 'tokens'], definedOf({ ttlMs }), tokenSchema, options);
+  }
+
+  /** The hosts of the cluster, with their room. @throws SnowforkError SF_NO_CLUSTER. */
+  async hosts(options: WaitOptions = {}): Promise<ClusterHost[]> {
+    return (await this.#get(['hosts'], clusterHostListSchema, options)).hosts;
+  }
+
+  /** Takes a host out of the cluster; what it ran is lost. @throws SnowforkError SF_HOST_NOT_FOUND. */
+  async removeHost(name: string, options: WaitOptions = {}): Promise<void> {
+    const path = apiPath('hosts', name);
+    await withDeadline(options, 'removing the host', (signal) =>
+      this.#transport.send({ method: 'DELETE', path, signal }),
+    );
+  }
+
+  /**
+   * No clones are started on the host any more, and what other hosts need of it is brought to them.
+   * @throws SnowforkError SF_HOST_NOT_FOUND.
+   */
+  async drainHost(name: string, options: WaitOptions = {}): Promise<void> {
+    const path = apiPath('hosts', name, 'drain');
+    await withDeadline(options, 'draining the host', (signal) =>
+      this.#transport.send({ method: 'POST', path, signal }),
+    );
   }
 
   /** The handle of a VM by its id. @throws SnowforkError SF_VM_NOT_FOUND. */
@@ -246,6 +300,17 @@ export class Host {
   /** `close()`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  async #post<S extends z.ZodType>(
+    path: readonly string[],
+    json: object,
+    schema: S,
+    options: WaitOptions,
+  ): Promise<z.output<S>> {
+    return withDeadline(options, 'the answer', (signal) =>
+      this.#transport.json({ method: 'POST', path: apiPath(...path), json, signal }, schema),
+    );
   }
 
   async #get<S extends z.ZodType>(

@@ -1,0 +1,73 @@
+// What all hosts of a cluster know of each other: who is there, how much room each has, and what of it
+// is promised. One interface; `etcd.ts` keeps it. Whoever asks for room on several hosts gets it in one
+// transaction, so that nothing is promised twice.
+
+import { hostNameSchema, type Placing } from '@snowfork/sdk/api';
+import { z } from 'zod';
+
+export const hostRoomSchema = z.object({
+  /** Memory for VMs more. */
+  roomBytes: z.number().nonnegative(),
+  /** How many VMs more there may be, whatever memory there is. */
+  slots: z.number().int().nonnegative(),
+  /** That run. */
+  vms: z.number().int().nonnegative(),
+});
+export type HostRoom = z.infer<typeof hostRoomSchema>;
+
+export const hostRecordSchema = z.object({
+  id: z.string(),
+  name: hostNameSchema,
+  address: z.ipv4(),
+  port: z.number().int(),
+  version: z.string(),
+  startedAt: z.number(),
+});
+export type HostIdentity = z.infer<typeof hostRecordSchema>;
+
+export interface HostRecord extends HostIdentity {
+  readonly draining: boolean;
+  readonly room: HostRoom;
+}
+
+/** Room of one host, promised to a ticket of another. */
+export const reservationSchema = z.object({
+  ticket: z.string(),
+  slots: z.number().int().positive(),
+  bytesEach: z.number().positive(),
+});
+export type HostReservation = z.infer<typeof reservationSchema>;
+
+export interface ReserveRequest {
+  readonly ticket: string;
+  readonly asked: number;
+  readonly bytesEach: number;
+  readonly placing: Placing;
+  /** The host that asks, and the slots that it has for itself. */
+  readonly here: string;
+  readonly hereSlots: number;
+}
+
+export interface HostSlots {
+  readonly host: string;
+  readonly slots: number;
+}
+
+/** Every method throws SnowforkError SF_CLUSTER_UNAVAILABLE when the store does not answer. */
+export interface ClusterStore {
+  /** This host is there, until `close` or until nothing is heard of it. */
+  join(self: HostIdentity, room: HostRoom): Promise<void>;
+  /** As last heard: also when the store does not answer. */
+  hosts(): HostRecord[];
+  onLost(listener: (host: string) => void): void;
+  /** What is promised of this host's room: called when it changes. */
+  onReservations(listener: (reservations: readonly HostReservation[]) => void): void;
+  publishRoom(room: HostRoom): Promise<void>;
+  setDraining(name: string, isDraining: boolean): Promise<void>;
+  remove(name: string): Promise<void>;
+  /** All slots, or as many as there are. */
+  reserve(request: ReserveRequest): Promise<{ granted: HostSlots[]; reason?: string }>;
+  /** What a ticket has of a host is used, or not wanted. */
+  release(ticket: string, host: string): Promise<void>;
+  close(): Promise<void>;
+}

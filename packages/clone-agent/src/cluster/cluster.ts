@@ -1,0 +1,293 @@
+// This host's part in a cluster: who it is there, the link to the other hosts, and the store in which
+// all of them are listed. Without `cluster.json` there is none, and a host is by itself. The agent owns
+// it; `vms/` asks it for room on other hosts and has it carry what hosts say to each other.
+
+import { randomBytes } from 'node:crypto';
+import type { Duplex } from 'node:stream';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { TLSSocket } from 'node:tls';
+import { SnowforkError, type VmInfo } from '@snowfork/sdk/api';
+import type { Logger } from 'pino';
+import { fingerprintOf, makeAuthority, makeRequest, signHost } from './authority.js';
+import {
+  type ClusterFile,
+  readClusterFile,
+  removeClusterFile,
+  writeClusterFile,
+} from './cluster-file.js';
+import type { ClusterStore, HostRecord, HostReservation } from './cluster-store.js';
+import { admit, askToJoin } from './joining.js';
+import type { PeerHandlers, PeerMethod, PeerParams, PeerResult } from './peer-methods.js';
+import { PeerServer } from './peer-server.js';
+import { Peers } from './peers.js';
+import { TOKEN_LIFETIME_MS, Tokens } from './token.js';
+
+/** Ports of the store's member on the host that made the cluster. */
+const STORE_CLIENT_PORT = 7412;
+const STORE_PEER_PORT = 7413;
+/** Between attempts to speak to the other hosts, after a start. */
+const OPEN_AGAIN_MS = 2000;
+const ROOM_LOOK_MS = 1000;
+const LIST_TIMEOUT_MS = 3000;
+
+export interface ClusterContext {
+  readonly stateRoot: string;
+  readonly log: Logger;
+  readonly version: string;
+  handlers(): PeerHandlers;
+  /** The connection goes on as one to this host's API. */
+  serveApi(socket: TLSSocket): void;
+  /** Opens the cluster's store, with its member on this host when there is to be one. */
+  openStore(file: ClusterFile): Promise<ClusterStore>;
+  /** The host is in a cluster now, before others hear of it. */
+  entered(): Promise<void>;
+  room(): HostRecord['room'];
+  hostLost(host: string, reason: string): void;
+  /** What tickets of other hosts were promised of this one. */
+  reserved(reservations: readonly HostReservation[]): void;
+}
+
+interface Membership {
+  readonly file: ClusterFile;
+  readonly server: PeerServer;
+  readonly peers: Peers;
+  readonly store: ClusterStore;
+  readonly looking: NodeJS.Timeout;
+}
+
+export class Cluster {
+  readonly #context: ClusterContext;
+  readonly #tokens: Tokens;
+  #file: ClusterFile | undefined;
+  #membership: Membership | undefined;
+
+  constructor(context: ClusterContext) {
+    this.#context = context;
+    this.#tokens = new Tokens(context.stateRoot);
+  }
+
+  /** Reads which cluster the host is in, if it is in one. @throws SnowforkError SF_BAD_REQUEST. */
+  read(): void {
+    this.#file = readClusterFile(this.#context.stateRoot);
+  }
+
+  /** Goes on as a host of that cluster: as soon as the others can be spoken to. */
+  async open(): Promise<void> {
+    while (this.#file !== undefined && this.#membership === undefined) {
+      try {
+        this.#membership = await this.#enter(this.#file);
+      } catch (error) {
+        this.#context.log.error({ err: error }, 'the cluster is not there yet');
+        await delay(OPEN_AGAIN_MS, undefined, { ref: false });
+      }
+    }
+  }
+
+  /** This host's name in its cluster. */
+  get name(): string | undefined {
+    return this.#file?.host.name;
+  }
+
+  /** @throws SnowforkError SF_NO_CLUSTER. */
+  get file(): ClusterFile {
+    return this.#file ?? this.#member.file;
+  }
+
+  get store(): ClusterStore {
+    return this.#member.store;
+  }
+
+  get #member(): Membership {
+    if (this.#membership !== undefined) return this.#membership;
+    if (this.#file !== undefined) {
+      const message = 'the other hosts can not be spoken to yet: agent.log says why';
+      throw new SnowforkError('SF_HOST_UNREACHABLE', message);
+    }
+    throw new SnowforkError(
+      'SF_NO_CLUSTER',
+      'this host is in no cluster: `sf cluster init` makes one, `sf host join` joins one',
+    );
+  }
+
+  /** Makes a cluster, of which this is the first host. @throws SnowforkError SF_BAD_REQUEST. */
+  async init(of: { name: string; host: Omit<ClusterFile['host'], 'id'> }): Promise<void> {
+    this.#assertAlone();
+    const cluster = { id: newId(), name: of.name };
+    const authority = await makeAuthority(cluster.id);
+    const { request, privateKey } = await makeRequest(of.host.name);
+    const { address, name } = of.host;
+    const signing = { request, address, cluster: cluster.id, host: name };
+    const file: ClusterFile = {
+      version: 1,
+      cluster,
+      host: { id: newId(), ...of.host },
+      ca: authority.certificate,
+      certificate: await signHost(authority, signing),
+      privateKey,
+      caKey: authority.privateKey,
+      store: { endpoints: [`https://${address}:${STORE_CLIENT_PORT}`] },
+      member: { clientPort: STORE_CLIENT_PORT, peerPort: STORE_PEER_PORT },
+    };
+    await this.#become(file);
+  }
+
+  /** By which another host may join: `sf host join ADDRESS --token …`. */
+  newToken(lifetimeMs = TOKEN_LIFETIME_MS): { token: string; address: string } {
+    const { file } = this.#member;
+    if (file.caKey === undefined) {
+      throw new SnowforkError(
+        'SF_BAD_REQUEST',
+        'tokens are made on the host on which `sf cluster init` was run',
+      );
+    }
+    const { address, port } = file.host;
+    const token = this.#tokens.make(fingerprintOf(file.ca), lifetimeMs);
+    return { token, address: `${address}:${port}` };
+  }
+
+  /** @throws SnowforkError SF_BAD_REQUEST, SF_PERMISSION, SF_HOST_UNREACHABLE. */
+  async join(of: {
+    at: string;
+    token: string;
+    host: Omit<ClusterFile['host'], 'id'>;
+  }): Promise<void> {
+    this.#assertAlone();
+    await this.#become(await askToJoin({ ...of, host: { id: newId(), ...of.host } }));
+  }
+
+  hosts(): HostRecord[] {
+    return this.#member.store.hosts();
+  }
+
+  /** @throws SnowforkError SF_HOST_NOT_FOUND. */
+  async remove(name: string): Promise<void> {
+    const { store, file } = this.#member;
+    addressOf(store, name);
+    if (name === file.host.name) {
+      const message = `${name} is this host: \`sf down\` on it ends it`;
+      throw new SnowforkError('SF_BAD_REQUEST', message);
+    }
+    await store.remove(name);
+    this.#context.hostLost(name, 'it was taken out of the cluster');
+  }
+
+  /** @throws SnowforkError SF_HOST_NOT_FOUND. */
+  async drain(name: string): Promise<void> {
+    const { store } = this.#member;
+    addressOf(store, name);
+    await store.setDraining(name, true);
+  }
+
+  /** Whether the host is one of the cluster's that is known to be there. */
+  isMember(host: string): boolean {
+    return this.#membership?.store.hosts().some(({ name }) => name === host) ?? false;
+  }
+
+  /** @throws SnowforkError SF_NO_CLUSTER, SF_HOST_NOT_FOUND, SF_HOST_UNREACHABLE, what it says. */
+  async call<M extends PeerMethod>(
+    host: string,
+    method: M,
+    params: PeerParams<M>,
+    signal?: AbortSignal,
+  ): Promise<PeerResult<M>> {
+    return await this.#member.peers.call(host, method, params, signal);
+  }
+
+  /** Of the hosts that answer. */
+  async vmsElsewhere(all: boolean): Promise<VmInfo[]> {
+    const others = (this.#membership?.store.hosts() ?? []).filter(({ name }) => name !== this.name);
+    const asked = others.map(async ({ name }) => {
+      const signal = AbortSignal.timeout(LIST_TIMEOUT_MS);
+      return (await this.call(name, 'vms', { all }, signal)).vms;
+    });
+    const answered = await Promise.allSettled(asked);
+    return answered.flatMap((answer) => (answer.status === 'fulfilled' ? answer.value : []));
+  }
+
+  /** A connection to another host's API. @throws SnowforkError as `call`. */
+  async openApi(host: string): Promise<Duplex> {
+    return await this.#member.peers.openApi(host);
+  }
+
+  async close(): Promise<void> {
+    const membership = this.#membership;
+    this.#file = undefined;
+    this.#membership = undefined;
+    if (membership === undefined) return;
+    clearInterval(membership.looking);
+    membership.server.close();
+    membership.peers.close();
+    await membership.store.close();
+  }
+
+  async #become(file: ClusterFile): Promise<void> {
+    const { stateRoot } = this.#context;
+    writeClusterFile(stateRoot, file);
+    this.#file = file;
+    try {
+      this.#membership = await this.#enter(file);
+    } catch (error) {
+      this.#file = undefined;
+      removeClusterFile(stateRoot);
+      throw error;
+    }
+  }
+
+  async #enter(file: ClusterFile): Promise<Membership> {
+    const { log, handlers, version } = this.#context;
+    const store = await this.#context.openStore(file);
+    const peers = new Peers(file, (host) => addressOf(store, host));
+    let server: PeerServer | undefined;
+    try {
+      server = await PeerServer.listen({
+        ...{ file, log, handlers: handlers() },
+        join: (hello) => {
+          const isTaken = (name: string) => store.hosts().some((host) => host.name === name);
+          return admit(hello, { file, tokens: this.#tokens, isTaken });
+        },
+        serveApi: this.#context.serveApi,
+      });
+      await this.#context.entered();
+      const { id, name, address, port } = file.host;
+      const self = { id, name, address, port, version, startedAt: Date.now() };
+      await store.join(self, this.#context.room());
+    } catch (error) {
+      server?.close();
+      await store.close();
+      throw error;
+    }
+    store.onLost((host) => this.#context.hostLost(host, 'it is not heard of any more'));
+    store.onReservations((reservations) => this.#context.reserved(reservations));
+    const looking = setInterval(() => this.#publishRoom(store), ROOM_LOOK_MS);
+    looking.unref();
+    return { file, server, peers, store, looking };
+  }
+
+  #publishRoom(store: ClusterStore): void {
+    store.publishRoom(this.#context.room()).catch((error: unknown) => {
+      this.#context.log.warn({ err: error }, 'the room of this host is not told');
+    });
+  }
+
+  #assertAlone(): void {
+    if (this.#file === undefined) return;
+    const { cluster, host } = this.#file;
+    const message = `this host is ${host.name} of cluster ${cluster.name} already`;
+    throw new SnowforkError('SF_BAD_REQUEST', message);
+  }
+}
+
+/** @throws SnowforkError SF_HOST_NOT_FOUND. */
+function addressOf(store: ClusterStore, host: string): HostRecord {
+  const record = store.hosts().find(({ name }) => name === host);
+  if (record !== undefined) return record;
+  const known = store.hosts().map(({ name }) => name);
+  throw new SnowforkError(
+    'SF_HOST_NOT_FOUND',
+    `the cluster has no host ${host} now; it has ${known.join(', ') || 'none'}`,
+  );
+}
+
+function newId(): string {
+  return randomBytes(8).toString('hex');
+}

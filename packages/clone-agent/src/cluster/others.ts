@@ -1,0 +1,126 @@
+// The other hosts, as the parts of the agent that make VMs see them: room there, calls to them, and
+// pages for them. Puts together the cluster, this host's memory server and the pager; decides nothing.
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { SnowforkError } from '@snowfork/sdk/api';
+import type { Logger } from 'pino';
+import { MemoryServerKeeper } from '../memserver/keeper.js';
+import { NETWORK_FILE } from '../pager/remote-pages.js';
+import type { Settings } from '../settings.js';
+import type { ServedLayers, ServingHost } from '../store/describe.js';
+import type { ProcessJournal } from '../store/processes.js';
+import type { Others } from '../vms/families.js';
+import { type Placed, type PlacingRequest, placeHere } from '../vms/placing.js';
+import { commitBytes, type Room } from '../vms/room.js';
+import type { Cluster } from './cluster.js';
+
+export interface OtherHostsContext {
+  readonly cluster: Cluster;
+  readonly runFolder: string;
+  readonly settings: Settings;
+  readonly log: Logger;
+  readonly journal: ProcessJournal;
+  faults(snapshot: string): Promise<readonly number[]>;
+}
+
+export class OtherHosts implements Others {
+  readonly #context: OtherHostsContext;
+  #memoryServer: Promise<MemoryServerKeeper> | undefined;
+
+  constructor(context: OtherHostsContext) {
+    this.#context = context;
+  }
+
+  /** This host is in a cluster now: its pages can be had, and those of others come here. */
+  async open(): Promise<void> {
+    const { runFolder, settings, cluster } = this.#context;
+    const { address } = cluster.file.host;
+    const { originTimeoutMs, replicaBytesMax } = settings;
+    const network = JSON.stringify({ address, originTimeoutMs, replicaBytesMax });
+    fs.writeFileSync(path.join(runFolder, NETWORK_FILE), network, { mode: 0o600 });
+    await this.#server();
+  }
+
+  async close(): Promise<void> {
+    await (await this.#memoryServer)?.stop();
+  }
+
+  /** So that nobody ends it for a left-over. */
+  async pid(): Promise<number | undefined> {
+    return await (await this.#memoryServer)?.pid();
+  }
+
+  readonly call: Others['call'] = (host, method, params, signal) =>
+    this.#context.cluster.call(host, method, params, signal);
+
+  isMember(host: string): boolean {
+    return this.#context.cluster.isMember(host);
+  }
+
+  async serving(): Promise<ServingHost> {
+    const { name, address } = this.#context.cluster.file.host;
+    return { host: name, address, port: (await this.#server()).port };
+  }
+
+  async serve({ key, group, ...of }: ServedLayers): Promise<void> {
+    await (await this.#server()).serve({ ...of, key: Buffer.from(key, 'base64'), group });
+  }
+
+  /** The snapshot is gone. */
+  async drop(snapshot: string): Promise<void> {
+    (await this.#memoryServer)?.drop(snapshot);
+  }
+
+  faults(snapshot: string): Promise<readonly number[]> {
+    return this.#context.faults(snapshot);
+  }
+
+  readonly place = async (request: PlacingRequest, room: Room): Promise<Placed> => {
+    const { name } = this.#context.cluster;
+    if (name === undefined) return await placeHere(request, room);
+    const { ticket, asked, machine, extraBytes, placing } = request;
+    const here = room.reserve(asked, machine, extraBytes);
+    try {
+      const { granted, reason } = await this.#context.cluster.store.reserve({
+        ...{ ticket, asked, placing },
+        bytesEach: commitBytes(machine),
+        ...{ here: name, hereSlots: here.granted },
+      });
+      const own = granted.find(({ host }) => host === name)?.slots ?? 0;
+      here.release(here.granted - own);
+      const elsewhere = granted.filter(({ host }) => host !== name);
+      return {
+        granted: own,
+        ...(reason === undefined ? {} : { reason }),
+        release: here.release,
+        elsewhere,
+        releaseElsewhere: () => this.#release(ticket, elsewhere),
+      };
+    } catch (error) {
+      here.release(here.granted);
+      throw error;
+    }
+  };
+
+  #release(ticket: string, elsewhere: Placed['elsewhere']): void {
+    for (const { host } of elsewhere) {
+      this.#context.cluster.store.release(ticket, host).catch((error: unknown) => {
+        this.#context.log.warn({ ticket, host, err: error }, 'room is kept until it runs out');
+      });
+    }
+  }
+
+  #server(): Promise<MemoryServerKeeper> {
+    const { cluster, runFolder, log, journal } = this.#context;
+    const { address } = cluster.file.host;
+    const server =
+      this.#memoryServer ??
+      MemoryServerKeeper.open({ runFolder, log, journal, address, port: 0 }).catch((cause) => {
+        this.#memoryServer = undefined;
+        throw SnowforkError.from(cause);
+      });
+    this.#memoryServer = server;
+    return server;
+  }
+}
