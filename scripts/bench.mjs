@@ -4,6 +4,11 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { root, run, setUp } from './setup.mjs';
 
+/** Debian packages of a bench's own, as in `setup.mjs`: its peers, and what makes its network. */
+const morePackages = {
+  remote: { iproute2: 'ip', nftables: 'nft', udpcast: 'udp-sender', uftp: 'uftp' },
+};
+
 const [name, ...rest] = process.argv.slice(2);
 const names = fs
   .readdirSync(path.join(root, 'bench'))
@@ -15,5 +20,5 @@ if (name === undefined || !names.includes(name)) {
   );
   process.exit(2);
 }
-setUp();
+setUp(morePackages[name]);
 run(process.execPath, [path.join(root, 'bench/dist', `${name}.js`), ...rest], { stdio: 'inherit' });

@@ -27,6 +27,22 @@ export function median(values: readonly number[]): number {
   return summarise(values).median;
 }
 
+/** Of many measurements of one thing, where the rare slow ones matter. */
+export interface Tail {
+  readonly p50: number;
+  readonly p99: number;
+  readonly max: number;
+  readonly count: number;
+}
+
+/** @throws RangeError when there is nothing to summarise. */
+export function tailOf(values: readonly number[]): Tail {
+  if (values.length === 0) throw new RangeError('nothing was measured');
+  const sorted = values.toSorted((a, b) => a - b);
+  const [p50, p99] = [round(quantile(sorted, 0.5)), round(quantile(sorted, 0.99))];
+  return { p50, p99, max: round(sorted.at(-1)!), count: sorted.length };
+}
+
 /** The same field of many objects, each summarised; a field that some lack counts as 0 there. */
 export function summariseFields(
   objects: readonly Readonly<Record<string, number>>[],

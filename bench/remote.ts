@@ -1,0 +1,14 @@
+// `npm run bench -- remote`: what it costs to have pages on other hosts, on a network of this machine's
+// own (`net-hosts.ts`). `docs/benchmarks.md` says what each figure means. The parts are in `remote/`,
+// and they run one after another.
+
+import { benchFloor, checkFloor, floorTable } from './remote/floor.js';
+import { part, runBench } from './support/run.js';
+
+await runBench({
+  bench: 'remote',
+  sizesMib: [],
+  parts: {
+    floor: part(benchFloor, checkFloor, floorTable),
+  },
+});
