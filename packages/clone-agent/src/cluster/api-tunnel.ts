@@ -30,7 +30,9 @@ export async function carry(
     return;
   }
   const { method, url, headers } = incoming;
-  const options = { createConnection: () => tunnel as net.Socket, method, path: url, headers };
+  // Paused since its first frame; nothing comes before it is asked.
+  const createConnection = () => tunnel.resume() as net.Socket;
+  const options = { createConnection, method, path: url, headers };
   const request = http.request(options, (response) => {
     outgoing.writeHead(response.statusCode ?? 502, response.headers);
     outgoing.flushHeaders();

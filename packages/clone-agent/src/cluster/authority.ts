@@ -19,6 +19,8 @@ const AUTHORITY_LIFETIME_MS = 10 * YEAR_MS;
 const HOST_LIFETIME_MS = 2 * YEAR_MS;
 /** Clocks of hosts differ. */
 const BACKDATED_MS = 24 * 3_600_000;
+/** Members of the store are called so by their clients: gRPC wants a name, not an address. */
+export const STORE_SERVER_NAME = 'store.snowfork';
 const URI_PREFIX = 'snowfork://';
 
 export interface Signed {
@@ -82,6 +84,7 @@ export async function signHost(
       new x509.ExtendedKeyUsageExtension([clientAuth, serverAuth]),
       new x509.SubjectAlternativeNameExtension([
         { type: 'ip', value: of.address },
+        { type: 'dns', value: STORE_SERVER_NAME },
         { type: 'url', value: `${URI_PREFIX}${of.cluster}/${of.host}` },
       ]),
     ],

@@ -11,6 +11,7 @@ import { SnowforkError } from '@snowfork/sdk/api';
 import { Etcd3, type IKeyValue, type Lease, type Watcher } from 'etcd3';
 import type { Logger } from 'pino';
 import type { z } from 'zod';
+import { STORE_SERVER_NAME } from './authority.js';
 import {
   type ClusterStore,
   type HostIdentity,
@@ -83,6 +84,7 @@ export class EtcdStore implements ClusterStore {
     this.#log = log;
     this.#client = new Etcd3({
       hosts: [...endpoints],
+      grpcOptions: { 'grpc.ssl_target_name_override': STORE_SERVER_NAME },
       credentials: {
         rootCertificate: Buffer.from(ca),
         privateKey: Buffer.from(privateKey),

@@ -28,7 +28,7 @@ import { type AdoptionContext, adoptVm } from './adopt-vms.js';
 import { type Freezing, freezeVm, frozenObjects } from './freeze-vm.js';
 import { inExcess, Limits } from './limits.js';
 import { type Place, type Placing, placeHere } from './placing.js';
-import { RemoteClones, type RemoteClonesContext, type TicketPart } from './remote-clones.js';
+import { type Peering, RemoteClones, type TicketPart } from './remote-clones.js';
 import { Room } from './room.js';
 import { connectClone, runClone } from './start-clone.js';
 import { KILLED_BY_TICKET, type Ticket, Tickets } from './tickets.js';
@@ -59,8 +59,7 @@ export interface FamiliesContext {
 }
 
 /** What clones on other hosts need of the agent. */
-export interface Others
-  extends Pick<RemoteClonesContext, 'call' | 'serving' | 'serve' | 'faults' | 'isMember'> {
+export interface Others extends Peering {
   /** Room on this host and on others, for the clones of one ticket. */
   readonly place: Place;
 }
@@ -106,7 +105,7 @@ export class Families {
     this.remote =
       others &&
       new RemoteClones({
-        ...others,
+        peering: others,
         store,
         tickets: this.tickets,
         log: context.log,

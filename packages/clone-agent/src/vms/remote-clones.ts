@@ -33,10 +33,8 @@ export interface TicketPart {
   readonly standing: Standing;
 }
 
-export interface RemoteClonesContext {
-  readonly store: SnapshotStore;
-  readonly tickets: Tickets;
-  readonly log: Logger;
+/** The other hosts, and what this one has for them. */
+export interface Peering {
   readonly call: CallPeer;
   /** This host as others reach its pages. @throws SnowforkError when it is in no cluster. */
   serving(): Promise<ServingHost>;
@@ -45,6 +43,13 @@ export interface RemoteClonesContext {
   faults(snapshot: string): Promise<readonly number[]>;
   /** Whether the host is one of the cluster, reachable or not. */
   isMember(host: string): boolean;
+}
+
+export interface RemoteClonesContext {
+  readonly store: SnapshotStore;
+  readonly tickets: Tickets;
+  readonly log: Logger;
+  readonly peering: Peering;
   startPart(part: TicketPart, signal: AbortSignal): Promise<StartedClone[]>;
   killTicket(ticket: Ticket): void;
   settled(ticket: Ticket, cloneId: number, how: { value: Buffer } | { reason: string }): void;
@@ -116,7 +121,7 @@ export class RemoteClones {
   ): Promise<StartedClone[]> {
     const { image, parent, family, launched } = of.descent;
     const descriptor = await this.#describe(snapshot, host);
-    const { clones } = await this.#context.call(
+    const { clones } = await this.#context.peering.call(
       host,
       'startClones',
       {
@@ -143,7 +148,7 @@ export class RemoteClones {
   /** Ends a ticket's clones on other hosts; one that can't be reached ends with its host, or later. */
   kill(ticket: Ticket): void {
     for (const host of ticket.slotsElsewhere.keys()) {
-      const killed = this.#context.call(host, 'killTicket', { ticket: ticket.id });
+      const killed = this.#context.peering.call(host, 'killTicket', { ticket: ticket.id });
       killed.catch((error: unknown) => {
         this.#context.log.warn({ host, ticket: ticket.id, err: error }, 'clones may go on there');
       });
@@ -154,7 +159,7 @@ export class RemoteClones {
   async fetch(snapshot: string): Promise<Snapshot> {
     const host = hostOf(snapshot);
     if (host === undefined) return this.#context.store.get(snapshot);
-    const { descriptor } = await this.#context.call(host, 'describe', { snapshot });
+    const { descriptor } = await this.#context.peering.call(host, 'describe', { snapshot });
     return await this.#takeIn(descriptor, host);
   }
 
@@ -174,9 +179,9 @@ export class RemoteClones {
     const { store, log } = this.#context;
     for (const snapshot of store.all()) {
       if ((snapshot.file.lentTo ?? []).length === 0) continue;
-      const serving = await this.#context.serving();
+      const serving = await this.#context.peering.serving();
       const { served } = describeSnapshot(store, snapshot, { serving, faults: [] });
-      await this.#context.serve(served).catch((error: unknown) => {
+      await this.#context.peering.serve(served).catch((error: unknown) => {
         log.error({ snapshot: snapshot.file.id, err: error }, 'it is not served on');
       });
     }
@@ -189,7 +194,7 @@ export class RemoteClones {
     for (const need of this.#needed) {
       if (needed.has(need)) continue;
       const [host, snapshot] = need.split(' ') as [string, string];
-      this.#context.call(host, 'letGo', { snapshot }).catch((error: unknown) => {
+      this.#context.peering.call(host, 'letGo', { snapshot }).catch((error: unknown) => {
         this.#context.log.warn({ host, snapshot, err: error }, 'it may be kept there for nothing');
       });
     }
@@ -209,11 +214,11 @@ export class RemoteClones {
     const { store } = this.#context;
     store.lend(snapshot, host);
     const [serving, faults] = await Promise.all([
-      this.#context.serving(),
-      this.#context.faults(snapshot.file.id),
+      this.#context.peering.serving(),
+      this.#context.peering.faults(snapshot.file.id),
     ]);
     const { descriptor, served } = describeSnapshot(store, snapshot, { serving, faults });
-    await this.#context.serve(served);
+    await this.#context.peering.serve(served);
     return descriptor;
   }
 
@@ -223,7 +228,7 @@ export class RemoteClones {
     for (const { host, snapshot: id } of snapshot.file.origins ?? []) {
       if (host === home && id === snapshot.file.id) continue;
       // Home keeps it for its own sake; this is for when home goes first.
-      this.#context.call(host, 'hold', { snapshot: id }).catch((error: unknown) => {
+      this.#context.peering.call(host, 'hold', { snapshot: id }).catch((error: unknown) => {
         this.#context.log.warn({ host, snapshot: id, err: error }, 'its pages may be let go');
       });
     }
@@ -266,9 +271,9 @@ export class RemoteClones {
     if (home === undefined || slot === undefined || slot.status === 'running') return;
     const how =
       slot.status === 'exited' ? { value: slot.value! } : { reason: slot.reason ?? 'it is lost' };
-    for (let attempt = 0; this.#context.isMember(home); attempt += 1) {
+    for (let attempt = 0; this.#context.peering.isMember(home); attempt += 1) {
       try {
-        await this.#context.call(home, 'settle', { ticket: ticket.id, cloneId, how });
+        await this.#context.peering.call(home, 'settle', { ticket: ticket.id, cloneId, how });
         break;
       } catch (error) {
         if (attempt === 0) this.#context.log.warn({ home, err: error }, 'home does not hear');
