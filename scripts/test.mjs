@@ -10,7 +10,8 @@ import path from 'node:path';
 import { root, setUp } from './setup.mjs';
 
 // The documentation's lines for curl are run; hosts of a network are network namespaces.
-setUp({ curl: 'curl', iproute2: 'ip', nftables: 'nft' });
+// Clusters have their store in etcd.
+setUp({ curl: 'curl', iproute2: 'ip', nftables: 'nft', 'etcd-server': 'etcd' });
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'snowfork-test-'));
 const counts = (
   await Promise.all([
