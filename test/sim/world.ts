@@ -99,7 +99,7 @@ export class World {
       key: this.key,
       senderId: this.#senderId(),
       sink: puller,
-      send: (datagram) => this.network.send(host, this.serverHost, datagram),
+      send: (datagram) => this.network.send(host, this.serverHost, Buffer.from(datagram)),
       clock: this.#clock,
       random: this.seeded.next,
       lostAfterMs: options.lostAfterMs ?? 30_000,
@@ -197,7 +197,7 @@ export class World {
 
   #serverSends(datagram: Buffer, to: Address | undefined): void {
     const host = to === undefined ? undefined : this.#byName.get(to.host)!;
-    this.network.send(this.serverHost, host, datagram);
+    this.network.send(this.serverHost, host, Buffer.from(datagram));
   }
 
   #checkServer(): void {

@@ -3,10 +3,13 @@
 
 import {
   DATAGRAM,
+  datagramsOf,
+  directAead,
   HEADER_BYTES,
   keyIdOf,
   newSenderId,
   Opener,
+  portableAead,
   REPLAY_WINDOW_DATAGRAMS,
   ReplayWindow,
   Sealer,
@@ -171,7 +174,65 @@ test('the replay window takes each counter once, whatever the order', () => {
   );
 });
 
+test("OpenSSL's own functions seal as node:crypto does, and refuse what it refuses", () => {
+  const direct = directAead()!;
+  expect(direct).toBeDefined();
+  const bytes = (length: number) => fc.uint8Array({ minLength: length, maxLength: length });
+  const some = fc.uint8Array({ maxLength: 9000 });
+  fc.assert(
+    fc.property(bytes(32), bytes(12), some, bytes(28), fc.nat(), (...args) => {
+      const [key, nonce, body, header] = args
+        .slice(0, 4)
+        .map((of) => Buffer.from(of as Uint8Array));
+      const [one, other] = [direct, portableAead].map((by) => {
+        const into = Buffer.concat([header!, Buffer.alloc(body!.length + TAG_BYTES)]);
+        by.seal(key!, nonce!, body!, into, header!.length);
+        return into;
+      });
+      expect(one!.equals(other!)).toBe(true);
+      const bit = (args[4] as number) % (one!.length * 8);
+      for (const by of [direct, portableAead]) {
+        const opened = Buffer.alloc(body!.length);
+        expect(by.open(key!, nonce!, one!, header!.length, opened)).toBe(true);
+        expect(opened.equals(body!)).toBe(true);
+        other![bit >> 3]! ^= 1 << (bit & 7);
+        expect(by.open(key!, nonce!, other!, header!.length, opened)).toBe(false);
+        other![bit >> 3]! ^= 1 << (bit & 7);
+      }
+    }),
+    { numRuns: times(200, 100_000) },
+  );
+  expect(() =>
+    direct.seal(Buffer.alloc(32), Buffer.alloc(12), Buffer.alloc(9), Buffer.alloc(30), 6),
+  ).toThrow('no room');
+  expect(() =>
+    direct.open(Buffer.alloc(32), Buffer.alloc(12), Buffer.alloc(99), 6, Buffer.alloc(9)),
+  ).toThrow('no room');
+});
+
+test('datagrams that come in one piece are told apart', () => {
+  const sealer = new Sealer(key, SENDER);
+  const bodies = fc.array(fc.uint8Array({ maxLength: 1400 }), { minLength: 1, maxLength: 8 });
+  fc.assert(
+    fc.property(bodies, fc.uint8Array({ maxLength: 43 }), (contents, rest) => {
+      const sealed = contents.map((body) => sealer.seal(DATAGRAM.pages, Buffer.from(body)));
+      const parts = [...datagramsOf(Buffer.concat([...sealed, rest]))];
+      expect(parts).toEqual(rest.length > 0 ? [...sealed, Buffer.from(rest)] : sealed);
+    }),
+    { numRuns: times(200, 100_000) },
+  );
+  fc.assert(
+    fc.property(fc.uint8Array({ maxLength: 3000 }), (garbage) => {
+      const parts = [...datagramsOf(Buffer.from(garbage))];
+      expect(parts.length).toBeGreaterThan(0);
+      expect(Buffer.concat(parts).equals(garbage)).toBe(true);
+    }),
+    { numRuns: times(200, 100_000) },
+  );
+});
+
 const GOLDEN =
-  '0103613e9adcf98c0a00d2040000000000000100000000000000' + // version, kind, key, sender, counter
+  '0103613e9adcf98c0a00d204000000000000010000000000' + // version, kind, key, sender, counter
+  '2e00' + // length
   'f56eb633' + // sealed body
-  'f58656d8c2b5822d9b49c8fb62d307e7'; // tag
+  'cc9b6096dd692bd8454ba13fede5e7dd'; // tag

@@ -17,6 +17,7 @@ export type { PageSource, Send } from './server/outgoing.js';
 export { QUEUE_PAGES_MAX } from './server/page-queue.js';
 export * from './server/page-server.js';
 export { TokenBucket } from './server/token-bucket.js';
+export { directAead, portableAead } from './wire/aead.js';
 export * from './wire/datagrams.js';
 export * from './wire/geometry.js';
 export * from './wire/replay-window.js';

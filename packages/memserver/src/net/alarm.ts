@@ -1,29 +1,42 @@
-// Calls at a time, finer than Node's timers, which know whole milliseconds: the last of them is
-// waited for turn by turn of the event loop. One for each receiver and each server of a process.
-
-/** What Node's timers are early or late by. */
-const TIMER_MS = 1;
+// Calls at a time. Node's timers know whole milliseconds: who is told of no finer way to wait is
+// called up to one late, who is, is called in time. One for each receiver and each server of a
+// process.
 
 export class Alarm {
-  readonly #ring: () => void;
   readonly #clock: () => number;
+  readonly #ring: () => void;
+  readonly #wait: ((ms: number) => void) | undefined;
   #atMs = Number.POSITIVE_INFINITY;
   #timer: NodeJS.Timeout | undefined;
   #timerAtMs = Number.POSITIVE_INFINITY;
   #turn: NodeJS.Immediate | undefined;
 
-  constructor(of: { clock: () => number; ring: () => void }) {
+  /**
+   * `wait` blocks for at most so long, less than a millisecond, and returns early when there is
+   * something to do for the process.
+   */
+  constructor(of: {
+    readonly clock: () => number;
+    readonly ring: () => void;
+    readonly wait?: (ms: number) => void;
+  }) {
     this.#clock = of.clock;
     this.#ring = of.ring;
+    this.#wait = of.wait;
   }
 
   /** Rings once, at this time and no other. Infinity: not at all. */
   set(atMs: number): void {
     this.#atMs = atMs;
+    if (atMs === Number.POSITIVE_INFINITY) return;
+    const waitMs = atMs - this.#clock();
     // A timer that is too early is left: it looks at the time when it goes off. Most are put off
     // again and again, once for each datagram.
-    if (atMs - this.#clock() < TIMER_MS) this.#turn ??= setImmediate(this.#turned);
-    else if (atMs < this.#timerAtMs) this.#setTimer(atMs);
+    if (waitMs <= 0 || (this.#wait !== undefined && waitMs < 1)) {
+      this.#turn ??= setImmediate(this.#turned);
+    } else if (atMs < this.#timerAtMs) {
+      this.#setTimer(atMs, waitMs);
+    }
   }
 
   stop(): void {
@@ -35,20 +48,24 @@ export class Alarm {
     this.#timerAtMs = Number.POSITIVE_INFINITY;
   }
 
-  #setTimer(atMs: number): void {
+  #setTimer(atMs: number, waitMs: number): void {
     clearTimeout(this.#timer);
     this.#timerAtMs = atMs;
-    this.#timer = setTimeout(this.#timedOut, Math.floor(atMs - this.#clock()));
+    const timerMs = this.#wait === undefined ? Math.ceil(waitMs) : Math.floor(waitMs);
+    this.#timer = setTimeout(this.#timedOut, timerMs);
   }
 
+  /** What came meanwhile is read first: a page in the socket's buffer is not late. */
   readonly #timedOut = (): void => {
     this.#timer = undefined;
     this.#timerAtMs = Number.POSITIVE_INFINITY;
-    this.#look();
+    this.#turn ??= setImmediate(this.#turned);
   };
 
   readonly #turned = (): void => {
     this.#turn = undefined;
+    const waitMs = this.#atMs - this.#clock();
+    if (waitMs > 0 && waitMs < 1) this.#wait?.(waitMs);
     this.#look();
   };
 

@@ -12,6 +12,7 @@ export interface Group {
 export class GroupSockets {
   readonly #localAddress: string;
   readonly #take: (datagram: Buffer) => void;
+  readonly #taken: () => void;
   readonly #complain: (message: string) => void;
   readonly #sockets = new Map<number, Promise<UdpSocket>>();
   /** How many want a group. */
@@ -20,10 +21,12 @@ export class GroupSockets {
   constructor(of: {
     readonly localAddress: string;
     readonly take: (datagram: Buffer) => void;
+    readonly taken: () => void;
     readonly complain: (message: string) => void;
   }) {
     this.#localAddress = of.localAddress;
     this.#take = of.take;
+    this.#taken = of.taken;
     this.#complain = of.complain;
   }
 
@@ -65,6 +68,7 @@ export class GroupSockets {
         port,
         isShared: true,
         take: this.#take,
+        taken: this.#taken,
         complain: this.#complain,
       });
     this.#sockets.set(port, opening);

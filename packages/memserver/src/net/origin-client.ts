@@ -32,7 +32,7 @@ export class OriginClient {
   }) {
     const { sink } = of;
     this.#closed = of.closed;
-    this.#alarm = new Alarm({ clock, ring: () => this.#advance() });
+    this.#alarm = new Alarm({ clock, ring: () => this.advance() });
     this.#receiver = new PageReceiver({
       key: of.key,
       senderId: newSenderId(randomBytes(SENDER_RANDOM_BYTES)),
@@ -55,7 +55,7 @@ export class OriginClient {
   demand(layer: number, page: number): boolean {
     if (this.#isClosed) return false;
     const isTaken = this.#receiver.demand(layer, page);
-    this.#advance();
+    this.advance();
     return isTaken;
   }
 
@@ -85,13 +85,12 @@ export class OriginClient {
     return this.#receiver.delivery;
   }
 
-  /** A datagram that names its key. */
+  /** A datagram that names its key. Then call `advance`, when there are no more for now. */
   take(datagram: Buffer): void {
     if (this.#isClosed) return;
     this.#isBusy = true;
     this.#receiver.receive(datagram);
     this.#isBusy = false;
-    this.#advance();
   }
 
   /** What it waits for is neither handed over nor reported lost. */
@@ -102,7 +101,8 @@ export class OriginClient {
     await this.#closed();
   }
 
-  #advance(): void {
+  /** Asks for what is to be asked for now. */
+  advance(): void {
     if (this.#isBusy || this.#isClosed) return;
     this.#isBusy = true;
     const nextMs = this.#receiver.advance();

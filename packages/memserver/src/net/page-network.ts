@@ -30,11 +30,16 @@ export interface NetworkCounts {
   datagramsUnsent: number;
 }
 
+const NOBODY: readonly OriginClient[] = [];
+
 export class PageNetwork {
   readonly #localAddress: string;
-  readonly #clients = new Map<number, OriginClient>();
+  /** By the key that datagrams name; one that is being closed may have a successor already. */
+  readonly #clients = new Map<number, readonly OriginClient[]>();
   readonly #complain: (message: string) => void;
   readonly #groups: GroupSockets;
+  /** Something came for them that is not acted on yet. */
+  readonly #touched = new Set<OriginClient>();
   #unicast!: UdpSocket;
   #datagramsUnknown = 0;
 
@@ -48,6 +53,7 @@ export class PageNetwork {
       address: of.localAddress,
       port: 0,
       take: network.#take,
+      taken: network.#taken,
       complain: of.complain,
     });
     return network;
@@ -56,7 +62,12 @@ export class PageNetwork {
   private constructor(localAddress: string, complain: (message: string) => void) {
     this.#localAddress = localAddress;
     this.#complain = complain;
-    this.#groups = new GroupSockets({ localAddress, take: this.#take, complain });
+    this.#groups = new GroupSockets({
+      localAddress,
+      take: this.#take,
+      taken: this.#taken,
+      complain,
+    });
   }
 
   get counts(): NetworkCounts {
@@ -66,14 +77,12 @@ export class PageNetwork {
 
   /**
    * Joins the origin's group at once. `lostAfterMs`: a page that has not come for so long is lost.
-   * @throws Error when there is one with this key already.
    */
   async connect(
     origin: Origin,
     of: { readonly sink: OriginSink; readonly lostAfterMs: number },
   ): Promise<OriginClient> {
     const key = snapshotKey(origin.key);
-    if (this.#clients.has(key.id)) throw new Error('connected to this origin already');
     const { group } = origin;
     const socket = this.#unicast;
     const to = { host: origin.address, port: origin.port };
@@ -85,26 +94,40 @@ export class PageNetwork {
       send: (datagram) => socket.send(datagram, to),
       setMembership: (isMember) => void membership.set(isMember),
       closed: async () => {
-        this.#clients.delete(key.id);
+        const others = this.#clientsOf(key.id).filter((other) => other !== client);
+        if (others.length > 0) this.#clients.set(key.id, others);
+        else this.#clients.delete(key.id);
         await membership.set(false);
       },
     });
-    this.#clients.set(key.id, client);
+    this.#clients.set(key.id, [...this.#clientsOf(key.id), client]);
     await membership.set(true);
     return client;
   }
 
   async close(): Promise<void> {
-    for (const client of this.#clients.values()) await client.close();
+    for (const client of [...this.#clients.values()].flat()) await client.close();
     await this.#groups.close();
     await this.#unicast.close();
   }
 
+  #clientsOf(keyId: number): readonly OriginClient[] {
+    return this.#clients.get(keyId) ?? NOBODY;
+  }
+
   readonly #take = (datagram: Buffer): void => {
     const keyId = keyIdOf(datagram);
-    const client = keyId === undefined ? undefined : this.#clients.get(keyId);
-    if (client === undefined) this.#datagramsUnknown++;
-    else client.take(datagram);
+    const clients = keyId === undefined ? NOBODY : this.#clientsOf(keyId);
+    if (clients.length === 0) this.#datagramsUnknown++;
+    for (const client of clients) {
+      client.take(datagram);
+      this.#touched.add(client);
+    }
+  };
+
+  readonly #taken = (): void => {
+    for (const client of this.#touched) client.advance();
+    this.#touched.clear();
   };
 }
 

@@ -39,6 +39,8 @@ export class PageService {
   readonly #link: TokenBucket;
   readonly #bySnapshot = new Map<string, Served>();
   readonly #byKeyId = new Map<number, Served>();
+  /** Something came for them that is not acted on yet. */
+  readonly #touched = new Set<Served>();
   #socket!: UdpSocket;
   #datagramsUnknown = 0;
 
@@ -56,6 +58,8 @@ export class PageService {
       port: of.port,
       multicastInterface: of.address,
       take: service.#take,
+      taken: service.#taken,
+      isPrompt: true,
       complain: of.complain,
     });
     return service;
@@ -98,6 +102,7 @@ export class PageService {
     if (served === undefined) return false;
     this.#bySnapshot.delete(snapshot);
     this.#byKeyId.delete(served.keyId);
+    this.#touched.delete(served);
     served.alarm.stop();
     served.files.close();
     return true;
@@ -147,8 +152,17 @@ export class PageService {
       bodyBytes: bodyBytesFor(ETHERNET_MTU_BYTES),
       link: this.#link,
     });
-    const alarm = new Alarm({ clock, ring: () => alarm.set(server.advance()) });
-    return { keyId: key.id, key: Buffer.from(of.key), group, server, files, alarm };
+    const alarm = new Alarm({
+      clock,
+      ring: () => this.#advance(served),
+      wait: (ms) => this.#socket.wait(ms),
+    });
+    const served = { keyId: key.id, key: Buffer.from(of.key), group, server, files, alarm };
+    return served;
+  }
+
+  #advance({ server, alarm }: Served): void {
+    this.#socket.corked(() => alarm.set(server.advance()));
   }
 
   readonly #take = (datagram: Buffer, from: Address): void => {
@@ -159,7 +173,12 @@ export class PageService {
       return;
     }
     served.server.receive(datagram, from);
-    served.alarm.set(served.server.advance());
+    this.#touched.add(served);
+  };
+
+  readonly #taken = (): void => {
+    for (const served of this.#touched) this.#advance(served);
+    this.#touched.clear();
   };
 }
 

@@ -1,85 +1,128 @@
-// A UDP socket as the memory server's two sides use it: addresses are numbers, never looked up; a
-// group can be joined on one interface; what can't be sent is lost, as on the way. Knows nothing of
-// what is in a datagram.
+// A UDP socket as the memory server's two sides use it: addresses are numbers, never looked up;
+// datagrams of one size that leave together leave by one system call (UDP_SEGMENT), and come in one
+// piece where the kernel can do that (UDP_GRO); what can't be sent is lost, as on the way. Knows
+// nothing of what is in a datagram but its length.
+//
+// The socket is made and written to by system calls. Node's own sends look addresses up, make an
+// object for each datagram and know no options; its receiving is used, as nothing else wakes its
+// loop.
 
 import dgram from 'node:dgram';
 import { isIPv4 } from 'node:net';
 import type { Address } from '../server/known-receivers.js';
+import { DATAGRAM_BYTES_MAX, datagramsOf } from '../wire/sealing.js';
+import {
+  Inbox,
+  Message,
+  openUdp,
+  Readiness,
+  type SocketOptions,
+  setMembership,
+} from './system-socket.js';
 
-/** What waits to be read: 30 ms of 1 Gbit/s. The kernel gives less when it is set to. */
-const RECEIVE_BYTES = 4 * 1024 * 1024;
-const SEND_BYTES = 4 * 1024 * 1024;
-/** How many routers a datagram to a group may pass. */
-const MULTICAST_HOPS = 16;
+/** The kernel takes no more in a piece. */
+const SEGMENTS_MAX = 64;
+/** Pieces that are taken before they are acted on: those who sent them wait for that. */
+const TAKEN_TOGETHER_MAX = 64;
 
-export interface UdpOptions {
-  /** 0.0.0.0: whatever comes to the port. */
-  readonly address: string;
-  /** 0: one that is free. */
-  readonly port: number;
-  /** Others may have the port as well: for groups. */
-  readonly isShared?: boolean;
-  /** By which groups are sent to. */
-  readonly multicastInterface?: string;
+export interface UdpOptions extends SocketOptions {
+  /** The datagram's bytes are used again for the next. */
   readonly take: (datagram: Buffer, from: Address) => void;
+  /** All that had come is taken, or a lot of it: time to act on it. */
+  readonly taken: () => void;
+  /** Acts on the first of it before the others are taken. */
+  readonly isPrompt?: boolean;
   readonly complain: (message: string) => void;
 }
 
 export class UdpSocket {
   readonly #socket: dgram.Socket;
+  readonly #descriptor: number;
+  /** What leaves next: datagrams of one length to one address, the last of which may be shorter. */
+  readonly #message: Message;
+  readonly #readiness = new Readiness();
+  #to: Address | undefined;
+  #segmentBytes = 0;
+  #pendingBytes = 0;
+  #segments = 0;
+  #isCorked = false;
   #isClosed = false;
-  /** Datagrams that the system would not send: to it, they are lost. */
+  /** Datagrams that the system would not send. */
   unsent = 0;
 
   /** @throws Error when the address can't be had. */
   static async open(options: UdpOptions): Promise<UdpSocket> {
     if (!isIPv4(options.address)) throw new RangeError(`${options.address} is no IPv4 address`);
-    const socket = dgram.createSocket({
-      type: 'udp4',
-      reuseAddr: options.isShared ?? false,
-      recvBufferSize: RECEIVE_BYTES,
-      sendBufferSize: SEND_BYTES,
-      lookup: noLookup as never,
-    });
+    const descriptor = openUdp(options);
+    const socket = dgram.createSocket('udp4');
     await new Promise<void>((resolve, reject) => {
       socket.once('error', reject);
-      socket.bind({ address: options.address, port: options.port, exclusive: true }, resolve);
+      socket.bind({ fd: descriptor }, resolve);
     });
     socket.removeAllListeners('error');
     socket.on('error', (error) => options.complain(error.message));
-    socket.on('message', (datagram, from) => {
-      options.take(datagram, { host: from.address, port: from.port });
+    const inbox = new Inbox();
+    socket.on('message', (first, { address: host, port }) => {
+      const from = { host, port };
+      for (const datagram of datagramsOf(first)) options.take(datagram, from);
+      if (options.isPrompt) options.taken();
+      // Node would make an object and 64 KiB of memory for each of the others.
+      for (let count = 1; count < TAKEN_TOGETHER_MAX; count++) {
+        const received = inbox.next(descriptor);
+        if (received === undefined) break;
+        for (const datagram of datagramsOf(received)) options.take(datagram, inbox.from);
+      }
+      options.taken();
     });
-    if (options.multicastInterface !== undefined) {
-      socket.setMulticastInterface(options.multicastInterface);
-      socket.setMulticastTTL(MULTICAST_HOPS);
-    }
-    return new UdpSocket(socket);
+    return new UdpSocket(socket, descriptor);
   }
 
-  private constructor(socket: dgram.Socket) {
+  private constructor(socket: dgram.Socket, descriptor: number) {
     this.#socket = socket;
+    this.#descriptor = descriptor;
+    this.#message = new Message(DATAGRAM_BYTES_MAX);
   }
 
   get port(): number {
     return this.#socket.address().port;
   }
 
-  /** Never throws: what can't be sent is lost. */
+  /** Never throws: what can't be sent is lost. The datagram's bytes are copied. */
   send(datagram: Buffer, to: Address): void {
     if (this.#isClosed) return;
-    this.#socket.send(datagram, to.port, to.host, (error) => {
-      if (error !== null) this.unsent++;
-    });
+    if (!this.#fits(datagram.length, to)) this.#flush();
+    if (this.#segments === 0) {
+      this.#to = to;
+      this.#segmentBytes = datagram.length;
+    }
+    this.#message.bytes.set(datagram, this.#pendingBytes);
+    this.#pendingBytes += datagram.length;
+    this.#segments++;
+    if (!this.#isCorked) this.#flush();
+  }
+
+  /** Runs it, and sends what it has sent in as few pieces as can be. */
+  corked(run: () => void): void {
+    this.#isCorked = true;
+    run();
+    this.#isCorked = false;
+    this.#flush();
+  }
+
+  /** Blocks for so long, or until something has come. */
+  wait(ms: number): void {
+    if (!this.#isClosed) this.#readiness.wait(this.#descriptor, ms);
   }
 
   /** @throws Error when the system refuses it. */
   join(group: string, ownAddress: string): void {
-    this.#socket.addMembership(group, ownAddress);
+    setMembership(this.#descriptor, { group, ownAddress, isMember: true });
   }
 
   leave(group: string, ownAddress: string): void {
-    if (!this.#isClosed) this.#socket.dropMembership(group, ownAddress);
+    if (!this.#isClosed) {
+      setMembership(this.#descriptor, { group, ownAddress, isMember: false });
+    }
   }
 
   async close(): Promise<void> {
@@ -87,13 +130,25 @@ export class UdpSocket {
     this.#isClosed = true;
     await new Promise<void>((resolve) => this.#socket.close(() => resolve()));
   }
-}
 
-/** Addresses are numbers; and Node's own look-up would put the datagram off to the next turn. */
-function noLookup(
-  host: string,
-  _options: unknown,
-  found: (error: null, address: string, family: number) => void,
-): void {
-  found(null, host, 4);
+  /** Behind those that wait: all but the last are of one length. */
+  #fits(bytes: number, to: Address): boolean {
+    if (this.#segments === 0) return true;
+    if (this.#segments === SEGMENTS_MAX) return false;
+    if (bytes > this.#segmentBytes || this.#pendingBytes + bytes > DATAGRAM_BYTES_MAX) return false;
+    const areWhole = this.#pendingBytes === this.#segments * this.#segmentBytes;
+    return areWhole && this.#to!.port === to.port && this.#to!.host === to.host;
+  }
+
+  #flush(): void {
+    if (this.#segments === 0) return;
+    const segmentBytes = this.#segments === 1 ? 0 : this.#segmentBytes;
+    if (
+      !this.#message.send(this.#descriptor, this.#pendingBytes, { to: this.#to!, segmentBytes })
+    ) {
+      this.unsent += this.#segments;
+    }
+    this.#segments = 0;
+    this.#pendingBytes = 0;
+  }
 }

@@ -21,12 +21,20 @@ import {
   URGENCY,
   type Urgency,
 } from '../wire/datagrams.js';
-import { DATAGRAM, type DatagramKind, Opener, Sealer, type SnapshotKey } from '../wire/sealing.js';
+import {
+  DATAGRAM,
+  type DatagramKind,
+  HEADER_BYTES,
+  Opener,
+  Sealer,
+  type SnapshotKey,
+  TAG_BYTES,
+} from '../wire/sealing.js';
 import { ChannelWatch } from './channel-watch.js';
 import { Membership } from './membership.js';
 import { PrefetchQueue } from './prefetch-queue.js';
 import { Reassembly } from './reassembly.js';
-import { RequestRuns } from './requests.js';
+import { REQUEST_BYTES_MAX, RequestRuns } from './requests.js';
 import { RoundTrip } from './round-trip.js';
 
 /** Pages in demand at a time; the kernel has fewer READs under way. */
@@ -87,7 +95,7 @@ export interface PageReceiverOptions {
   /** As `newSenderId` makes it. */
   readonly senderId: number;
   readonly sink: PageSink;
-  /** To the server. */
+  /** To the server. The datagram's bytes are the receiver's again after that. */
   readonly send: (datagram: Buffer) => void;
   /** Milliseconds, never goes back. */
   readonly clock: () => number;
@@ -117,6 +125,7 @@ export class PageReceiver {
   readonly #options: PageReceiverOptions;
   readonly #sealer: Sealer;
   readonly #opener: Opener;
+  readonly #datagram = Buffer.alloc(HEADER_BYTES + REQUEST_BYTES_MAX + TAG_BYTES);
   readonly #wants = new Map<number, Want>();
   #demands = 0;
   /** In demand since the last `advance`. */
@@ -483,9 +492,9 @@ export class PageReceiver {
   }
 
   #send(kind: DatagramKind, body: Buffer): number {
-    const datagram = this.#sealer.seal(kind, body);
-    this.#options.send(datagram);
-    return datagram.length;
+    const length = this.#sealer.sealInto(this.#datagram, kind, body);
+    this.#options.send(this.#datagram.subarray(0, length));
+    return length;
   }
 }
 

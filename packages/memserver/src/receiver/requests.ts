@@ -1,10 +1,18 @@
 // Gathers the pages that a receiver asks for into requests: neighbours become runs, and a request
 // never needs more than a small datagram. Sends nothing by itself.
 
-import { REQUEST_RUN_BYTES, type RequestRun, RUN_PAGES_MAX } from '../wire/datagrams.js';
+import {
+  REQUEST_HEAD_BYTES,
+  REQUEST_RUN_BYTES,
+  type RequestRun,
+  RUN_PAGES_MAX,
+} from '../wire/datagrams.js';
 
 /** So that a request fits on any path (IPv6 promises 1,280 bytes). */
-export const REQUEST_RUNS_MAX = Math.floor(1100 / REQUEST_RUN_BYTES);
+export const REQUEST_BYTES_MAX = 1116;
+export const REQUEST_RUNS_MAX = Math.floor(
+  (REQUEST_BYTES_MAX - REQUEST_HEAD_BYTES) / REQUEST_RUN_BYTES,
+);
 
 export class RequestRuns {
   #runs: RequestRun[] = [];

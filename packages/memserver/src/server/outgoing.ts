@@ -17,7 +17,13 @@ import {
   writePiece,
 } from '../wire/datagrams.js';
 import { pieceCountFor, WIRE_OVERHEAD_BYTES } from '../wire/geometry.js';
-import { DATAGRAM, type DatagramKind, type Sealer } from '../wire/sealing.js';
+import {
+  DATAGRAM,
+  type DatagramKind,
+  HEADER_BYTES,
+  type Sealer,
+  TAG_BYTES,
+} from '../wire/sealing.js';
 import type { Flow } from './flow.js';
 import type { Address, KnownReceiver } from './known-receivers.js';
 import type { QueuedPage } from './page-queue.js';
@@ -29,7 +35,7 @@ export interface PageSource {
   readPage(layer: number, page: number, target: Buffer, offset: number): boolean;
 }
 
-/** `to` is `undefined` for the group. */
+/** `to` is `undefined` for the group. The datagram's bytes are the sender's again after that. */
 export type Send = (datagram: Buffer, to: Address | undefined) => void;
 
 const ZEROS = Buffer.alloc(PAGE_BYTES);
@@ -45,6 +51,7 @@ export class Outgoing {
   readonly #counts: ServerCounts;
   readonly #bodyBytes: number;
   readonly #body: Buffer;
+  readonly #datagram: Buffer;
   /** Pages' data, before it is known where in the body they go. */
   readonly #data: Buffer;
 
@@ -63,6 +70,7 @@ export class Outgoing {
     this.#counts = of.counts;
     this.#bodyBytes = of.bodyBytes;
     this.#body = Buffer.alloc(of.bodyBytes);
+    this.#datagram = Buffer.alloc(HEADER_BYTES + of.bodyBytes + TAG_BYTES);
     this.#data = Buffer.alloc(of.bodyBytes + PAGE_BYTES);
     this.pieceCount = pieceCountFor(of.bodyBytes);
   }
@@ -102,7 +110,7 @@ export class Outgoing {
   /** Tells the group that the server is there, and how far it is. */
   sendSignOfLife(flow: Flow, now: Now): void {
     const length = writePages(this.#body, this.#head(flow, 0, now), []);
-    const datagram = this.#sealer.seal(DATAGRAM.pages, this.#body.subarray(0, length));
+    const datagram = this.#seal(DATAGRAM.pages, length);
     countDatagram(this.#counts.sent.signsOfLife, datagram.length);
     this.#send(datagram, undefined);
   }
@@ -149,11 +157,16 @@ export class Outgoing {
   }
 
   #sealAndSend(flow: Flow, kind: DatagramKind, length: number): number {
-    const datagram = this.#sealer.seal(kind, this.#body.subarray(0, length));
+    const datagram = this.#seal(kind, length);
     const { sent } = this.#counts;
     countDatagram(flow.receiver === undefined ? sent.group : sent.unicast, datagram.length);
     this.#send(datagram, flow.receiver?.address);
     return datagram.length + WIRE_OVERHEAD_BYTES;
+  }
+
+  #seal(kind: DatagramKind, length: number): Buffer {
+    const body = this.#body.subarray(0, length);
+    return this.#datagram.subarray(0, this.#sealer.sealInto(this.#datagram, kind, body));
   }
 
   #head(flow: Flow, layer: number, now: Now) {

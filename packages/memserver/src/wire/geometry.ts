@@ -4,12 +4,10 @@
 
 import { PAGE_BYTES } from '../page-map.js';
 import { PAGES_HEAD_BYTES, PIECE_HEAD_BYTES, PIECES_MAX, RUN_BYTES } from './datagrams.js';
-import { HEADER_BYTES, TAG_BYTES } from './sealing.js';
+import { DATAGRAM_BYTES_MAX, HEADER_BYTES, TAG_BYTES } from './sealing.js';
 
 const UDP_HEADER_BYTES = 8;
 const IP_HEADER_BYTES = { 4: 20, 6: 40 } as const;
-/** UDP's own limit, so that a body never needs more, whatever a path's MTU. */
-const DATAGRAM_BYTES_MAX = 65_507;
 /** What a datagram costs a link beside itself: Ethernet with preamble and gap (38), IPv4, UDP. */
 export const WIRE_OVERHEAD_BYTES = 66;
 export const BODY_BYTES_MIN = Math.ceil(PAGE_BYTES / PIECES_MAX) + PIECE_HEAD_BYTES;

@@ -3,33 +3,31 @@
 // knowledge of bodies (`datagrams.ts`). Integers are little endian; u64 fields hold at most 2^53 -
 // 1.
 //
-//  0         1      2         10        18         26 …            n-16 …
-// +---------+------+---------+---------+----------+---------------+-----------+
-// | version | kind | key id  | sender  | counter  | sealed body   | tag (16)  |
-// +---------+------+---------+---------+----------+---------------+-----------+
-//  \______________ authenticated, not hidden ____/
+//  0         1      2         10        18        24       26 …            n-16 …
+// +---------+------+---------+---------+----------+--------+---------------+-----------+
+// | version | kind | key id  | sender  | counter  | n      | sealed body   | tag (16)  |
+// +---------+------+---------+---------+----------+--------+---------------+-----------+
+//  \______________ authenticated, not hidden ____________/
+//
+// n is the datagram's length: the kernel may hand over several in one piece (`datagramsOf`).
 //
 // AES-256-GCM. The key is the sender's own: HMAC-SHA256 of the snapshot's key over the sender's id,
 // so that no two senders share a nonce (the counter), whatever happens. An id is drawn anew by each
 // process, as its counter begins with 1 again.
 
-import {
-  createCipheriv,
-  createDecipheriv,
-  createHmac,
-  createSecretKey,
-  type KeyObject,
-} from 'node:crypto';
+import { createHmac, createSecretKey } from 'node:crypto';
+import { aead, KEY_BYTES, NONCE_BYTES, TAG_BYTES } from './aead.js';
 import { ReplayWindow } from './replay-window.js';
 
 export const VERSION = 1;
-export const KEY_BYTES = 32;
 export const HEADER_BYTES = 26;
-export const TAG_BYTES = 16;
-const OFFSET = { version: 0, kind: 1, keyId: 2, sender: 10, counter: 18 } as const;
-const NONCE_BYTES = 12;
+/** UDP's own limit. */
+export const DATAGRAM_BYTES_MAX = 65_507;
+export { KEY_BYTES, TAG_BYTES };
+
+const OFFSET = { version: 0, kind: 1, keyId: 2, sender: 10, counter: 18, length: 24 } as const;
 const NONCE_COUNTER = 4;
-const CIPHER = 'aes-256-gcm';
+const COUNTER_BYTES = 6;
 const TWO_TO_32 = 2 ** 32;
 
 export const DATAGRAM = { request: 1, report: 2, pages: 3, piece: 4 } as const;
@@ -52,6 +50,7 @@ export type DropReason = (typeof DROP_REASONS)[number];
 export interface Opened {
   readonly kind: DatagramKind;
   readonly senderId: number;
+  /** Until the next datagram is opened, by whomever. */
   readonly body: Buffer;
 }
 
@@ -59,7 +58,7 @@ export interface Opened {
 export interface SnapshotKey {
   /** In clear in each datagram: tells a process which of its snapshots it is of. */
   readonly id: number;
-  senderKey(senderId: number): KeyObject;
+  senderKey(senderId: number): Buffer;
 }
 
 export function snapshotKey(key: Buffer): SnapshotKey {
@@ -73,7 +72,7 @@ export function snapshotKey(key: Buffer): SnapshotKey {
     senderKey: (senderId) => {
       const of = Buffer.alloc(8);
       writeInteger(of, 0, senderId);
-      return createSecretKey(derive('sender', of));
+      return derive('sender', of);
     },
   };
 }
@@ -83,6 +82,26 @@ export function newSenderId(random: Buffer): number {
   return integerFrom(random);
 }
 
+/** For one datagram at a time: what is opened is used before the next one comes. */
+const openedBody = Buffer.alloc(DATAGRAM_BYTES_MAX);
+
+/**
+ * The datagrams of what the kernel has handed over in one piece. What is not made of datagrams
+ * comes as it is, and is dropped by whoever opens it.
+ */
+export function* datagramsOf(received: Buffer): Generator<Buffer> {
+  let start = 0;
+  while (received.length - start >= HEADER_BYTES + TAG_BYTES) {
+    const length = received.readUInt16LE(start + OFFSET.length);
+    if (length < HEADER_BYTES + TAG_BYTES || start + length > received.length) break;
+    yield start === 0 && length === received.length
+      ? received
+      : received.subarray(start, start + length);
+    start += length;
+  }
+  if (start === 0 || start < received.length) yield received.subarray(start);
+}
+
 /** Which key a datagram names, for a process that has several; `undefined` when it is too short. */
 export function keyIdOf(datagram: Buffer): number | undefined {
   return datagram.length < HEADER_BYTES ? undefined : readInteger(datagram, OFFSET.keyId);
@@ -90,7 +109,7 @@ export function keyIdOf(datagram: Buffer): number | undefined {
 
 export class Sealer {
   readonly senderId: number;
-  readonly #key: KeyObject;
+  readonly #key: Buffer;
   readonly #keyId: number;
   readonly #nonce = Buffer.alloc(NONCE_BYTES);
   #counter = 0;
@@ -107,26 +126,30 @@ export class Sealer {
   }
 
   seal(kind: DatagramKind, body: Buffer): Buffer {
-    this.#counter++;
-    const datagram = Buffer.allocUnsafe(HEADER_BYTES + body.length + TAG_BYTES);
-    datagram[OFFSET.version] = VERSION;
-    datagram[OFFSET.kind] = kind;
-    writeInteger(datagram, OFFSET.keyId, this.#keyId);
-    writeInteger(datagram, OFFSET.sender, this.senderId);
-    writeInteger(datagram, OFFSET.counter, this.#counter);
-    writeInteger(this.#nonce, NONCE_COUNTER, this.#counter);
-    const cipher = createCipheriv(CIPHER, this.#key, this.#nonce, { authTagLength: TAG_BYTES });
-    cipher.setAAD(datagram.subarray(0, HEADER_BYTES));
-    datagram.set(cipher.update(body), HEADER_BYTES);
-    cipher.final();
-    datagram.set(cipher.getAuthTag(), HEADER_BYTES + body.length);
+    const datagram = Buffer.alloc(HEADER_BYTES + body.length + TAG_BYTES);
+    this.sealInto(datagram, kind, body);
     return datagram;
+  }
+
+  /** Puts a datagram at the start of `into`; returns its length. */
+  sealInto(into: Buffer, kind: DatagramKind, body: Buffer): number {
+    this.#counter++;
+    const length = HEADER_BYTES + body.length + TAG_BYTES;
+    into[OFFSET.version] = VERSION;
+    into[OFFSET.kind] = kind;
+    writeInteger(into, OFFSET.keyId, this.#keyId);
+    writeInteger(into, OFFSET.sender, this.senderId);
+    into.writeUIntLE(this.#counter, OFFSET.counter, COUNTER_BYTES);
+    into.writeUInt16LE(length, OFFSET.length);
+    writeInteger(this.#nonce, NONCE_COUNTER, this.#counter);
+    aead.seal(this.#key, this.#nonce, body, into, HEADER_BYTES);
+    return length;
   }
 }
 
 /** What an opener keeps of a sender that has proven itself. */
 interface Sender {
-  readonly key: KeyObject;
+  readonly key: Buffer;
   readonly window: ReplayWindow;
   /** The opener's count of datagrams when the last of this sender came. */
   heardAt: number;
@@ -156,13 +179,14 @@ export class Opener {
   /** Only a datagram that is proven to be a member's, and new, changes anything. */
   open(datagram: Buffer): Opened | DropReason {
     if (datagram.length < HEADER_BYTES + TAG_BYTES) return 'short';
+    if (datagram.length > DATAGRAM_BYTES_MAX) return 'forged';
     if (datagram[OFFSET.version] !== VERSION) return 'version';
     const kind = kindOf(datagram[OFFSET.kind]!);
     if (kind === undefined) return 'kind';
     if (readInteger(datagram, OFFSET.keyId) !== this.#key.id) return 'otherKey';
     const senderId = readInteger(datagram, OFFSET.sender);
-    const counter = readInteger(datagram, OFFSET.counter);
-    if (senderId === undefined || counter === undefined || counter === 0) return 'forged';
+    const counter = datagram.readUIntLE(OFFSET.counter, COUNTER_BYTES);
+    if (senderId === undefined || counter === 0) return 'forged';
     if (senderId === this.#ownId) return 'own';
     const known = this.#senders.get(senderId);
     const verdict = known?.window.verdict(counter) ?? 'new';
@@ -176,22 +200,13 @@ export class Opener {
     return { kind, senderId, body };
   }
 
-  #unseal(datagram: Buffer, key: KeyObject, counter: number): Buffer | undefined {
+  #unseal(datagram: Buffer, key: Buffer, counter: number): Buffer | undefined {
     writeInteger(this.#nonce, NONCE_COUNTER, counter);
-    const end = datagram.length - TAG_BYTES;
-    const decipher = createDecipheriv(CIPHER, key, this.#nonce, { authTagLength: TAG_BYTES });
-    decipher.setAAD(datagram.subarray(0, HEADER_BYTES));
-    decipher.setAuthTag(datagram.subarray(end));
-    const body = decipher.update(datagram.subarray(HEADER_BYTES, end));
-    try {
-      decipher.final();
-      return body;
-    } catch {
-      return undefined; // node:crypto has no other way to say that the tag is wrong
-    }
+    if (!aead.open(key, this.#nonce, datagram, HEADER_BYTES, openedBody)) return undefined;
+    return openedBody.subarray(0, datagram.length - HEADER_BYTES - TAG_BYTES);
   }
 
-  #newSender(senderId: number, key: KeyObject): Sender {
+  #newSender(senderId: number, key: Buffer): Sender {
     if (this.#senders.size >= this.#sendersMax) this.#forgetOldest();
     const sender = { key, window: new ReplayWindow(), heardAt: 0 };
     this.#senders.set(senderId, sender);
