@@ -64,6 +64,7 @@ export class Pager {
       failed: events.failed,
       heard: (word) => {
         if (word.kind === 'request') this.#take(Buffer.from(word.request), word);
+        else if (word.kind === 'absent') this.#remote.prefetchRange(word);
         else if (word.kind === 'complaint') complain(word.message);
         else if (word.kind === 'gone') events.gone();
       },
@@ -159,9 +160,7 @@ export class Pager {
     const object = this.#server.objects.get(nodeid);
     if (object === undefined || !object.isMemory) return;
     object.inheritFaults(pages);
-    this.#remote.prefetch(nodeid, pages).catch((error: unknown) => {
-      this.#events.complain(`${object.shared.snapshot}: ${String(error)}`);
-    });
+    this.#remote.prefetch(nodeid, pages);
   }
 
   /** What clones of a snapshot have waited for, in that order. */

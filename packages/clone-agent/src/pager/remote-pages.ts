@@ -145,22 +145,36 @@ export class RemotePages {
     await Promise.all(waits);
   }
 
-  /** Asks for pages that nobody waits for, in this order. */
-  async prefetch(nodeid: number, pages: readonly number[]): Promise<void> {
+  /** Asks for pages that nobody waits for, in this order; those that are here already are left out. */
+  prefetch(nodeid: number, pages: readonly number[]): void {
     const object = this.#objects.get(nodeid);
     if (object === undefined) return;
+    const layerOf = (page: number | undefined) =>
+      page === undefined ? undefined : absentLayer(object, page);
     for (let at = 0; at < pages.length; ) {
       const first = pages[at]!;
-      const layer = object.layers[object.served.paged.layerOf(first)];
+      const layer = layerOf(first);
       let count = 1;
-      const isNext = () =>
-        pages[at + count] === first + count &&
-        object.layers[object.served.paged.layerOf(first + count)] === layer;
-      while (isNext()) count += 1;
+      while (pages[at + count] === first + count && layerOf(first + count) === layer) count += 1;
       at += count;
-      if (layer === undefined || layer.replica.held.hasAll(first, count)) continue;
-      (await layer.source.client).prefetch(layer.number, first, count);
+      if (layer !== undefined) this.#askAhead(layer, first, count);
     }
+  }
+
+  /** The same for a range. */
+  prefetchRange(of: { nodeid: number; firstPage: number; count: number }): void {
+    const { nodeid, firstPage, count } = of;
+    this.prefetch(
+      nodeid,
+      Array.from({ length: count }, (_, index) => firstPage + index),
+    );
+  }
+
+  #askAhead({ source, number }: RemoteLayer, firstPage: number, count: number): void {
+    source.client.then(
+      (client) => client.prefetch(number, firstPage, count),
+      () => {}, // said when it was tried
+    );
   }
 
   stats(): object[] {
@@ -308,6 +322,12 @@ export class RemotePages {
       );
     }
   }
+}
+
+/** The layer that has the page, when that is not here. */
+function absentLayer({ served, layers }: RemoteObject, page: number): RemoteLayer | undefined {
+  const layer = layers[served.paged.layerOf(page)];
+  return layer === undefined || layer.replica.held.has(page) ? undefined : layer;
 }
 
 function newWait(replica: Replica): Wait {

@@ -44,8 +44,11 @@ const mailbox = new Mailbox({
 });
 
 /** Stores the pages of a range of one kind that no READ waits for, in runs as long as possible. */
-function pushRange(object: ServedObject, { firstPage, count, zeros }: StoreJob): void {
+function pushRange(object: ServedObject, { nodeid, firstPage, count, zeros }: StoreJob): void {
   const end = Math.min(firstPage + count, wholePages(object));
+  if (!zeros && !object.paged.isHere(firstPage, count)) {
+    say({ kind: 'absent', nodeid, firstPage, count: end - firstPage });
+  }
   let page = firstPage;
   while (page < end) {
     const start = page;

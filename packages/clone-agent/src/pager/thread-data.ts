@@ -33,4 +33,11 @@ export type ThreadWord =
   | { readonly kind: 'gone' }
   /** The notifications of `tell` were written. */
   | { readonly kind: 'told'; readonly id: number }
+  /** Of these pages, which are likely to be touched next, some lie on another host. */
+  | {
+      readonly kind: 'absent';
+      readonly nodeid: number;
+      readonly firstPage: number;
+      readonly count: number;
+    }
   | { readonly kind: 'complaint'; readonly message: string };
