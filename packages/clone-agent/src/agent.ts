@@ -43,7 +43,7 @@ import { PagerKeeper } from './pager/keeper.js';
 import { readSettings, type Settings } from './settings.js';
 import { Journal } from './store/journal.js';
 import { ProcessJournal, processStartTime } from './store/processes.js';
-import { SnapshotStore } from './store/snapshots.js';
+import { type Snapshot, SnapshotStore } from './store/snapshots.js';
 import {
   lockStateFolder,
   prepareStateFolder,
@@ -194,6 +194,7 @@ export class Agent implements AgentService {
         ...this.#families.remote!.handlers,
         ping: async () => ({ version: VERSION }),
         vms: async ({ all }) => ({ vms: this.#ownVms(all) }),
+        findImage: async ({ name }) => ({ image: this.#images.find(name) ?? null }),
       }),
       serveApi: (socket) => serveApiTo(socket, state.socket),
       openStore: (file) => openClusterStore(file, { stateRoot: state.root, log }),
@@ -317,8 +318,20 @@ export class Agent implements AgentService {
     this.#images.remove(name);
   }
 
-  launch({ image, ...placing }: LaunchRequest, signal: AbortSignal): Promise<VmInfo> {
-    return this.#families.launch(image, this.#images.snapshot(image), signal, placing);
+  async launch({ image, ...placing }: LaunchRequest, signal: AbortSignal): Promise<VmInfo> {
+    const snapshot = await this.#snapshotOf(image);
+    return await this.#families.launch(image, snapshot, signal, placing);
+  }
+
+  /** Of an image of this host, or of another that has it: its pages come when they are wanted. */
+  async #snapshotOf(image: string): Promise<Snapshot> {
+    if (this.#images.find(image) === undefined) {
+      const elsewhere = await this.#cluster.findImage(image);
+      if (elsewhere !== undefined) {
+        return await this.#families.remote!.fetch(elsewhere.host, elsewhere.image.snapshot);
+      }
+    }
+    return this.#images.snapshot(image);
   }
 
   async vms(all: boolean): Promise<VmInfo[]> {

@@ -92,6 +92,11 @@ export class Images {
     for (const image of readImageFiles(this.#context.state)) this.#images.set(image.name, image);
   }
 
+  find(name: string): ImageInfo | undefined {
+    const image = this.#images.get(name);
+    return image === undefined ? undefined : imageSchema.parse(image);
+  }
+
   list(): ImageInfo[] {
     return [...this.#images.values()].map((image) => imageSchema.parse(image));
   }

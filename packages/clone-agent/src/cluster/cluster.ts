@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto';
 import type { Duplex } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { TLSSocket } from 'node:tls';
-import { SnowforkError, type VmInfo } from '@snowfork/sdk/api';
+import { type ImageInfo, SnowforkError, type VmInfo } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { fingerprintOf, makeAuthority, makeRequest, signHost } from './authority.js';
 import {
@@ -28,7 +28,7 @@ const STORE_PEER_PORT = 7413;
 /** Between attempts to speak to the other hosts, after a start. */
 const OPEN_AGAIN_MS = 2000;
 const ROOM_LOOK_MS = 1000;
-const LIST_TIMEOUT_MS = 3000;
+const ASK_TIMEOUT_MS = 3000;
 
 export interface ClusterContext {
   readonly stateRoot: string;
@@ -195,13 +195,32 @@ export class Cluster {
 
   /** Of the hosts that answer. */
   async vmsElsewhere(all: boolean): Promise<VmInfo[]> {
-    const others = (this.#membership?.store.hosts() ?? []).filter(({ name }) => name !== this.name);
-    const asked = others.map(async ({ name }) => {
-      const signal = AbortSignal.timeout(LIST_TIMEOUT_MS);
-      return (await this.call(name, 'vms', { all }, signal)).vms;
+    const answers = await this.#askOthers('vms', { all });
+    return answers.flatMap(({ answer }) => answer.vms);
+  }
+
+  /** The newest image of that name on another host. */
+  async findImage(name: string): Promise<{ host: string; image: ImageInfo } | undefined> {
+    const answers = await this.#askOthers('findImage', { name });
+    const found = answers.flatMap(({ host, answer: { image } }) =>
+      image === null ? [] : [{ host, image }],
+    );
+    return found.sort((a, b) => b.image.builtAt - a.image.builtAt)[0];
+  }
+
+  /** What each of the others answers, of those that do. */
+  async #askOthers<M extends PeerMethod>(
+    method: M,
+    params: PeerParams<M>,
+  ): Promise<{ host: string; answer: PeerResult<M> }[]> {
+    const hosts = this.#membership?.store.hosts() ?? [];
+    const others = hosts.filter(({ name }) => name !== this.name);
+    const asked = others.map(async ({ name: host }) => {
+      const signal = AbortSignal.timeout(ASK_TIMEOUT_MS);
+      return { host, answer: await this.call(host, method, params, signal) };
     });
     const answered = await Promise.allSettled(asked);
-    return answered.flatMap((answer) => (answer.status === 'fulfilled' ? answer.value : []));
+    return answered.flatMap((answer) => (answer.status === 'fulfilled' ? [answer.value] : []));
   }
 
   /** A connection to another host's API. @throws SnowforkError as `call`. */

@@ -1,12 +1,17 @@
 // What agents may ask of each other, in one registry; both ends check with these schemas.
 
-import { vmSchema } from '@snowfork/sdk/api';
+import { imageNameSchema, imageSchema, vmSchema } from '@snowfork/sdk/api';
 import { z } from 'zod';
 import { cloneMethods } from './clone-methods.js';
 
 export const peerMethods = {
   ...cloneMethods,
   ping: { params: z.strictObject({}), result: z.strictObject({ version: z.string() }) },
+  /** The asked host's image of that name. */
+  findImage: {
+    params: z.strictObject({ name: imageNameSchema }),
+    result: z.strictObject({ image: imageSchema.nullable() }),
+  },
   /** The VMs of the asked host. */
   vms: {
     params: z.strictObject({ all: z.boolean() }),

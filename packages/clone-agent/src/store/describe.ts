@@ -6,6 +6,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { decodePageMap } from '@snowfork/memserver/pages';
 import { type Descriptor, packMap } from './descriptor.js';
+import { hostOf } from './journal.js';
 import type { Origin } from './origins.js';
 import type { OwnObject } from './snapshot-file.js';
 import type { Snapshot, SnapshotStore } from './snapshots.js';
@@ -48,7 +49,8 @@ export function describeSnapshot(
   const { id, image, vm, family, parent, createdAt, machine, pages, guest } = file;
   const descriptor: Descriptor = {
     version: 1,
-    id,
+    // One that was made before the host was in a cluster has a name that others may have too.
+    id: hostOf(id) === undefined ? `${id}-${serving.host}` : id,
     ...(image === undefined ? {} : { image }),
     ...(vm === undefined ? {} : { vm }),
     ...(family === undefined ? {} : { family }),

@@ -83,6 +83,7 @@ export class Families {
   readonly #context: FamiliesContext;
   readonly remote: RemoteClones | undefined;
   readonly #vms = new Map<string, Vm>();
+  #calls = 0;
   /** By family: its last request for a ticket. */
   readonly #turns = new Map<string, Promise<void>>();
 
@@ -190,7 +191,7 @@ export class Families {
     const { machine } = snapshot.file;
     // Here, unless it is said where, or there is no room.
     const wanted = { clones: 1, machine, extraBytes: 0, placing: { place, ...placing } };
-    const ticket = await this.#ticket({}, wanted);
+    const ticket = await this.#held(snapshot, () => this.#ticket({}, wanted));
     const calledAt = performance.now();
     const descent = { image, launched: true };
     const [clone] = await this.#startClones(snapshot, ticket, descent, calledAt, signal);
@@ -230,6 +231,17 @@ export class Families {
     });
   }
 
+  /** The snapshot stays while there is room looked for, whoever else lets it go. */
+  async #held<T>(snapshot: Snapshot, work: () => Promise<T>): Promise<T> {
+    const holder = `call ${++this.#calls}`;
+    snapshot.holders.add(holder);
+    try {
+      return await work();
+    } finally {
+      snapshot.holders.delete(holder);
+    }
+  }
+
   /** Clones of a stored snapshot, asked for from the host. */
   async createClones(
     snapshot: Snapshot,
@@ -241,7 +253,8 @@ export class Families {
     const { family } = descent;
     const whose = family === undefined ? {} : { family };
     const { machine } = snapshot.file;
-    const ticket = await this.#ticket(whose, { clones, machine, extraBytes: 0, placing });
+    const wanted = { clones, machine, extraBytes: 0, placing };
+    const ticket = await this.#held(snapshot, () => this.#ticket(whose, wanted));
     const settled = await this.#startClones(snapshot, ticket, descent, performance.now(), signal);
     const info = this.#context.store.info(snapshot);
     return { ticket: ticket.info(), snapshot: info, clones: settled };

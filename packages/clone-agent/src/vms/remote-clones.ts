@@ -14,7 +14,7 @@ import type {
 } from '../cluster/clone-methods.js';
 import { describeSnapshot, type ServedLayers, type ServingHost } from '../store/describe.js';
 import type { Descriptor } from '../store/descriptor.js';
-import { hostOf, type Standing } from '../store/journal.js';
+import type { Standing } from '../store/journal.js';
 import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
 import type { Ticket, Tickets } from './tickets.js';
 import type { Descent } from './vm.js';
@@ -155,10 +155,8 @@ export class RemoteClones {
     }
   }
 
-  /** A snapshot of another host, by its id, to be cloned here. @throws SnowforkError */
-  async fetch(snapshot: string): Promise<Snapshot> {
-    const host = hostOf(snapshot);
-    if (host === undefined) return this.#context.store.get(snapshot);
+  /** A snapshot of another host, to be cloned here. @throws SnowforkError */
+  async fetch(host: string, snapshot: string): Promise<Snapshot> {
     const { descriptor } = await this.#context.peering.call(host, 'describe', { snapshot });
     return await this.#takeIn(descriptor, host);
   }
