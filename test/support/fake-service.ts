@@ -136,6 +136,9 @@ export class FakeService implements AgentService {
             storedPages: 6,
             replayedPages: 7,
             aheadPages: 8,
+            replicaPages: 0,
+            demandedPages: 0,
+            dependsOn: {},
           },
         ],
         latencyUsBuckets: [0, 1, 2],
@@ -231,6 +234,10 @@ export class FakeService implements AgentService {
     this.calls.push(`checkpoint ${id}`);
     const snapshot = this.#addSnapshot(this.#running(id), true);
     return { snapshot, freeze: { prepareMs: 2, pauseMs: 12.5, parts: {} } };
+  }
+
+  async detach(): Promise<{ pages: number }> {
+    return { pages: 0 };
   }
 
   async kill(id: string, reason: string): Promise<void> {

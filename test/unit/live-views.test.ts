@@ -196,6 +196,9 @@ describe('rates', () => {
       storedPages: 0,
       replayedPages: 0,
       aheadPages: 0,
+      replicaPages: 0,
+      demandedPages: 0,
+      dependsOn: {},
     });
     const listed = Object.entries(objects).map(([snapshot, reads]) => ({
       snapshot,

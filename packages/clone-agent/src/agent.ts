@@ -10,6 +10,7 @@ import {
   type BuildRequest,
   type BuildResult,
   type CheckpointResult,
+  type DetachResult,
   type DoctorReport,
   decodeValue,
   type End,
@@ -143,6 +144,7 @@ export class Agent implements AgentService {
       ...{ cluster: this.#cluster, runFolder: state.run, settings: this.#settings, log },
       journal: this.#processes,
       faults: (snapshot) => this.#pager.faults(snapshot),
+      bringAll: (snapshot) => this.#pager.bringAll(snapshot),
     });
     this.#store = new SnapshotStore(
       state,
@@ -201,6 +203,7 @@ export class Agent implements AgentService {
       entered: () => this.#others.open(),
       room: () => this.#families.hostRoom(),
       reserved: (reservations) => this.#families.room.promise(reservations),
+      detachFrom: async (host, signal) => await this.#families.remote?.detachFrom(host, signal),
       hostLost: (host, reason) => this.#families.remote?.hostLost(host, reason),
     });
   }
@@ -260,11 +263,16 @@ export class Agent implements AgentService {
   }
 
   async stats(): Promise<HostStats> {
-    const [pager, pool] = await Promise.all([this.#pager.stats(), this.#hypervisor.poolStats()]);
+    const [{ received, replicas, ...pager }, pool, served] = await Promise.all([
+      this.#pager.stats(),
+      this.#hypervisor.poolStats(),
+      this.#others.stats(),
+    ]);
+    const network = served === undefined ? {} : { network: { served, received, replicas } };
     const memory = this.#families.room.measure();
     const { blocks, bfree, bsize } = fs.statfsSync(this.#state.run);
     const layers = { layersBytes: (blocks - bfree) * bsize, layersBytesMax: blocks * bsize };
-    return { memory: { ...memory, ...layers }, pool, pager };
+    return { memory: { ...memory, ...layers }, pool, pager, ...network };
   }
 
   doctor(): Promise<DoctorReport> {
@@ -366,6 +374,10 @@ export class Agent implements AgentService {
     const vm = this.#families.get(id);
     vm.finish({ how: 'killed', reason });
     await vm.qemu.exited;
+  }
+
+  detach(id: string, signal: AbortSignal): Promise<DetachResult> {
+    return this.#families.detach(this.#families.get(id), signal);
   }
 
   async wait(id: string, signal: AbortSignal): Promise<End> {

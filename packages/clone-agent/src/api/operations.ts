@@ -11,6 +11,7 @@ import {
   clusterInitRequestSchema,
   clusterJoinRequestSchema,
   clusterSchema,
+  detachResultSchema,
   doctorReportSchema,
   endSchema,
   execExitSchema,
@@ -59,6 +60,7 @@ export const schemas = {
   ExecStarted: execStartedSchema,
   Fork: forkRequestSchema,
   Cluster: clusterSchema,
+  Detach: detachResultSchema,
   ClusterInit: clusterInitRequestSchema,
   ClusterJoin: clusterJoinRequestSchema,
   ClusterHostList: clusterHostListSchema,
@@ -127,6 +129,13 @@ export const operations: readonly Operation[] = [
     path: '/v1/stats',
     summary: 'Memory, warm pool and pager of the host',
     answer: 'HostStats',
+  },
+  {
+    id: 'getMetrics',
+    method: 'GET',
+    path: '/v1/metrics',
+    summary: 'The same for Prometheus, as text',
+    answer: 'any',
   },
   {
     id: 'getDoctor',
@@ -277,6 +286,13 @@ export const operations: readonly Operation[] = [
     path: '/v1/vms/:id/checkpoint',
     summary: 'Freeze a VM into a snapshot that is kept; the VM goes on',
     answer: 'CheckpointResult',
+  },
+  {
+    id: 'detach',
+    method: 'POST',
+    path: '/v1/vms/:id/detach',
+    summary: 'Bring all pages that the VM may want of other hosts to its own',
+    answer: 'Detach',
   },
   {
     id: 'waitForVm',

@@ -17,6 +17,7 @@ import {
 } from '@snowfork/sdk/api';
 import { Hono } from 'hono';
 import { z } from 'zod';
+import { metricsText } from './metrics.js';
 import { openApi } from './openapi.js';
 import { presentEnd, presentFork, presentSlot, presentVm } from './present.js';
 import {
@@ -50,7 +51,8 @@ export function buildRoutes(service: AgentService, closing: AbortSignal): Routes
   addHost(routes, service, closing);
   addImages(routes, service, closing);
   addVms(routes, service, closing);
-  addCluster(routes, service);
+  addCluster(routes, service, closing);
+  addMetrics(routes, service);
   addExecs(routes, service, closing);
   addFeeds(routes, service, closing);
   addSnapshots(routes, service, closing);
@@ -87,7 +89,14 @@ function addImages(routes: Routes, service: AgentService, closing: AbortSignal):
   });
 }
 
-function addCluster(routes: Routes, { cluster }: AgentService): void {
+function addMetrics(routes: Routes, service: AgentService): void {
+  routes.get('/v1/metrics', async (context) => {
+    const text = await metricsText(await service.stats());
+    return context.body(text, 200, { 'content-type': 'text/plain; version=0.0.4' });
+  });
+}
+
+function addCluster(routes: Routes, { cluster }: AgentService, closing: AbortSignal): void {
   routes.get('/v1/cluster', (context) => context.json(cluster.info()));
   routes.post('/v1/cluster', async (context) => {
     const request = await parseBody(context, clusterInitRequestSchema);
@@ -107,7 +116,7 @@ function addCluster(routes: Routes, { cluster }: AgentService): void {
     return context.body(null, 204);
   });
   routes.post('/v1/hosts/:id/drain', async (context) => {
-    await cluster.drainHost(id(context));
+    await cluster.drainHost(id(context), callerSignal(context, closing));
     return context.body(null, 204);
   });
 }
@@ -138,6 +147,10 @@ function addVms(routes: Routes, service: AgentService, closing: AbortSignal): vo
   routes.post('/v1/vms/:id/checkpoint', async (context) => {
     const signal = callerSignal(context, closing);
     return context.json(await service.checkpoint(id(context), signal));
+  });
+  routes.post('/v1/vms/:id/detach', async (context) => {
+    const signal = callerSignal(context, closing);
+    return context.json(await service.detach(id(context), signal));
   });
   routes.post('/v1/vms/:id/wait', async (context) => {
     const signal = callerSignal(context, closing);

@@ -11,6 +11,7 @@ import type {
   ClusterInfo,
   ClusterInitRequest,
   ClusterJoinRequest,
+  DetachResult,
   DoctorReport,
   End,
   ExecExit,
@@ -52,6 +53,8 @@ export interface AgentService {
   fork(id: string, request: ForkRequest, signal: AbortSignal): Promise<ForkResult>;
   checkpoint(id: string, signal: AbortSignal): Promise<CheckpointResult>;
   kill(id: string, reason: string): Promise<void>;
+  /** Resolves when all pages that the VM may want of other hosts are on its own. */
+  detach(id: string, signal: AbortSignal): Promise<DetachResult>;
   /** Resolves when the VM has ended. */
   wait(id: string, signal: AbortSignal): Promise<End>;
 
@@ -88,7 +91,7 @@ export interface ClusterService {
   hosts(): ClusterHost[];
   removeHost(name: string): Promise<void>;
   /** It gets no new clones, and what other hosts need of it is brought to them. */
-  drainHost(name: string): Promise<void>;
+  drainHost(name: string, signal: AbortSignal): Promise<void>;
   /** The other host that a request is about; undefined when it is about this one. */
   otherHost(path: string): string | undefined;
   /** A connection to the API of another host. */

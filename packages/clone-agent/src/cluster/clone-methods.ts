@@ -57,6 +57,11 @@ export const cloneMethods = {
   },
   /** The asking host has layers of it in use. */
   hold: { params: z.strictObject({ snapshot: idSchema }), result: z.null() },
+  /** Bring here all pages that the asked host still needs of that host: it is to go. */
+  detachFrom: {
+    params: z.strictObject({ host: z.string() }),
+    result: z.strictObject({ pages: z.number().int() }),
+  },
   /** Nothing of the asking host needs the snapshot any more. */
   letGo: { params: z.strictObject({ snapshot: idSchema }), result: z.null() },
 } as const;

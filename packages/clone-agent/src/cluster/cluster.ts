@@ -43,6 +43,8 @@ export interface ClusterContext {
   entered(): Promise<void>;
   room(): HostRecord['room'];
   hostLost(host: string, reason: string): void;
+  /** Whatever this host needs of that one is brought here. */
+  detachFrom(host: string, signal: AbortSignal): Promise<unknown>;
   /** What tickets of other hosts were promised of this one. */
   reserved(reservations: readonly HostReservation[]): void;
 }
@@ -172,10 +174,17 @@ export class Cluster {
   }
 
   /** @throws SnowforkError SF_HOST_NOT_FOUND. */
-  async drain(name: string): Promise<void> {
+  async drain(name: string, signal: AbortSignal): Promise<void> {
     const { store } = this.#member;
     addressOf(store, name);
     await store.setDraining(name, true);
+    const others = store.hosts().filter((host) => host.name !== name);
+    await Promise.all(
+      others.map(async ({ name: other }) => {
+        if (other === this.name) await this.#context.detachFrom(name, signal);
+        else await this.call(other, 'detachFrom', { host: name }, signal);
+      }),
+    );
   }
 
   /** Whether the host is one of the cluster's that is known to be there. */

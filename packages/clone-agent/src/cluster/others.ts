@@ -3,7 +3,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { SnowforkError } from '@snowfork/sdk/api';
+import { type MemoryServerStats, SnowforkError } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { MemoryServerKeeper } from '../memserver/keeper.js';
 import { NETWORK_FILE } from '../pager/remote-pages.js';
@@ -22,6 +22,7 @@ export interface OtherHostsContext {
   readonly log: Logger;
   readonly journal: ProcessJournal;
   faults(snapshot: string): Promise<readonly number[]>;
+  bringAll(snapshot: string): Promise<number>;
 }
 
 export class OtherHosts implements Others {
@@ -44,6 +45,11 @@ export class OtherHosts implements Others {
 
   async close(): Promise<void> {
     await (await this.#memoryServer)?.stop();
+  }
+
+  /** Undefined while nothing is served: the host is in no cluster. */
+  async stats(): Promise<MemoryServerStats | undefined> {
+    return await (await this.#memoryServer)?.stats();
   }
 
   /** So that nobody ends it for a left-over. */
@@ -70,6 +76,10 @@ export class OtherHosts implements Others {
   /** The snapshot is gone. */
   async drop(snapshot: string): Promise<void> {
     (await this.#memoryServer)?.drop(snapshot);
+  }
+
+  bringAll(snapshot: string): Promise<number> {
+    return this.#context.bringAll(snapshot);
   }
 
   faults(snapshot: string): Promise<readonly number[]> {

@@ -33,7 +33,7 @@ export function clusterService(cluster: Cluster): ClusterService {
     },
     hosts: () => cluster.hosts().map(present),
     removeHost: (name) => cluster.remove(name),
-    drainHost: (name) => cluster.drain(name),
+    drainHost: (name, signal) => cluster.drain(name, signal),
     otherHost: (path) => {
       const host = hostOfPath(path);
       return cluster.name === undefined || host === cluster.name ? undefined : host;

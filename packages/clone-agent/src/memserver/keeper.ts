@@ -5,13 +5,14 @@
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { MEMORY_SERVER_SOCKET, type SnapshotToServe } from '@snowfork/memserver';
+import { type MemoryServerStats, memoryServerStatsSchema } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { z } from 'zod';
 import type { LineClient } from '../hypervisor/line-client.js';
 import type { ProcessJournal } from '../store/processes.js';
 import { KeptProcess } from '../system/kept-process.js';
 import { findListening, startListening } from '../system/listening-process.js';
-import { type MemoryServerStats, memoryServerStatsSchema, servedSchema } from './stats.js';
+import { servedSchema } from './stats.js';
 
 const PEER = { peer: 'the memory server', errorCode: 'SF_INTERNAL' } as const;
 const ENTRY = fileURLToPath(import.meta.resolve('@snowfork/memserver/main'));

@@ -4,7 +4,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { type HostStats, hostStatsSchema } from '@snowfork/sdk/api';
+import { hostStatsSchema, receivedStatsSchema, replicaStatsSchema } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { z } from 'zod';
 import type { ProcessJournal } from '../store/processes.js';
@@ -13,6 +13,11 @@ import { KeptProcess } from '../system/kept-process.js';
 import { adoptPager, PAGER_PEER, PAGER_SOCKET, type PagerProcess, startPager } from './client.js';
 import { abortConnection, fuseConnection, mountFuse, openFuse } from './mount.js';
 
+const statsSchema = hostStatsSchema.shape.pager.extend({
+  received: z.array(receivedStatsSchema),
+  replicas: replicaStatsSchema,
+});
+const bringSchema = z.object({ missing: z.number() });
 const faultsSchema = z.object({ pages: z.array(z.number()) });
 
 export interface PagerKeeperOptions {
@@ -86,6 +91,14 @@ export class PagerKeeper {
     await this.#pager.execute('ready', { snapshot, ...of });
   }
 
+  /**
+   * All pages of the snapshot are to be on this host, and to stay. Called until it returns that none
+   * is missing: a pager that dies knows nothing of it.
+   */
+  async bringAll(snapshot: string): Promise<number> {
+    return bringSchema.parse(await this.#pager.execute('bringAll', { snapshot })).missing;
+  }
+
   /** Pages that clones of the snapshot have waited for, in that order. */
   async faults(snapshot: string): Promise<number[]> {
     return faultsSchema.parse(await this.#pager.execute('faults', { snapshot })).pages;
@@ -98,8 +111,8 @@ export class PagerKeeper {
     });
   }
 
-  async stats(): Promise<HostStats['pager']> {
-    return hostStatsSchema.shape.pager.parse(await this.#pager.execute('stats', {}));
+  async stats(): Promise<z.infer<typeof statsSchema>> {
+    return statsSchema.parse(await this.#pager.execute('stats', {}));
   }
 
   /** Ends the pager and whatever still waits for a page. */

@@ -109,6 +109,7 @@ export class Pager {
     ping: () => ({ pid: process.pid }),
     ready: (args) => this.#ready(readyArguments.parse(args)),
     faults: (args) => this.#faults(snapshotArgument.parse(args).snapshot),
+    bringAll: (args) => this.#bringAll(snapshotArgument.parse(args).snapshot),
     drop: (args) => this.#drop(snapshotArgument.parse(args).snapshot),
     stats: () => this.#stats(),
   };
@@ -161,6 +162,12 @@ export class Pager {
     if (object === undefined || !object.isMemory) return;
     object.inheritFaults(pages);
     this.#remote.prefetch(nodeid, pages);
+  }
+
+  /** All pages of a snapshot are to be on this host, and to stay; says how many are not yet. */
+  #bringAll(snapshot: string): { missing: number } {
+    const objects = this.#registry.loadAll(snapshot);
+    return { missing: objects.reduce((sum, { nodeid }) => sum + this.#remote.bringAll(nodeid), 0) };
   }
 
   /** What clones of a snapshot have waited for, in that order. */
@@ -218,11 +225,13 @@ export class Pager {
       aheadPages: object.total(Counter.aheadPages),
       replicaPages: object.total(Counter.replicaPages),
       demandedPages: object.total(Counter.demandedPages),
+      dependsOn: this.#remote.dependsOn(object.shared.nodeid),
     }));
     return {
       pid: process.pid,
       objects,
-      remote: this.#remote.stats(),
+      received: this.#remote.stats(),
+      replicas: { pages: this.#remote.replicas.pages, evicted: this.#remote.replicas.evicted },
       latencyUsBuckets: this.#threads.latencyUsBuckets(),
       droppedStores: this.#threads.droppedStores(),
       parkedReads: this.#deferred.parkedCount,

@@ -30,6 +30,8 @@ export const networkSchema = z.object({
 const PAGE_BYTES_LOG2 = 12;
 /** Demands that the receiver would not take yet are tried again. */
 const DEMAND_AGAIN_MS = 1;
+/** Pages asked for at a time when all are brought here. */
+const BRING_PAGES = 4096;
 
 /** A page of another host did not come. */
 export class LostPageError extends Error {
@@ -69,6 +71,8 @@ export class RemotePages {
   readonly #push: (nodeid: number, firstPage: number, count: number) => void;
   readonly #complain: (message: string) => void;
   readonly #objects = new Map<number, RemoteObject>();
+  /** By node: replicas that nobody else need have. */
+  readonly #kept = new Map<number, readonly Replica[]>();
   /** By key: snapshots that inherit layers share what serves them. */
   readonly #sources = new Map<string, Source>();
   readonly #waits = new Map<string, Wait>();
@@ -98,11 +102,16 @@ export class RemotePages {
       const { held } = served.paged.layers[index]!;
       if (held === undefined) return undefined;
       const origin = origins.find((candidate) => candidate.layers.includes(id));
+      const replica = this.replicas.acquire(id, held);
       if (origin === undefined) {
-        this.#complain(`nobody is known to have layer ${id} of ${served.shared.snapshot}`);
+        // All that is needed of it is here, and nobody else may have it any more.
+        replica.isPinned = true;
+        this.#kept.set(served.shared.nodeid, [
+          ...(this.#kept.get(served.shared.nodeid) ?? []),
+          replica,
+        ]);
         return undefined;
       }
-      const replica = this.replicas.acquire(id, held);
       return { replica, source: this.#source(origin), number: origin.layers.indexOf(id) };
     });
     this.#objects.set(served.shared.nodeid, { served, layers: [undefined, ...remote] });
@@ -177,10 +186,45 @@ export class RemotePages {
     );
   }
 
+  /** Of each memory server: what came of it, and how. */
   stats(): object[] {
-    return [...this.#sources.values()].map(({ origin, counts }) => {
-      return { host: origin.host, snapshot: origin.snapshot, ...counts };
+    return [...this.#sources.values()].flatMap(({ origin, counts }) => {
+      const { host, snapshot } = origin;
+      return counts === undefined ? [] : [{ host, snapshot, ...counts }];
     });
+  }
+
+  /** Pages of an object that only other hosts have, by host. */
+  dependsOn(nodeid: number): Record<string, number> {
+    const hosts: Record<string, number> = {};
+    const object = this.#objects.get(nodeid);
+    if (object === undefined) return hosts;
+    for (let page = 0; page < object.served.paged.pageCount; page += 1) {
+      const host = absentLayer(object, page)?.source.origin.host;
+      if (host !== undefined) hosts[host] = (hosts[host] ?? 0) + 1;
+    }
+    return hosts;
+  }
+
+  /**
+   * All pages of the object are to be here, and to stay: asks for some of those that are not, behind
+   * whatever somebody waits for. Called again and again, until it returns that none is missing.
+   */
+  bringAll(nodeid: number): number {
+    const object = this.#objects.get(nodeid);
+    if (object === undefined) return 0;
+    for (const layer of object.layers) if (layer !== undefined) layer.replica.isPinned = true;
+    const missing = this.#missing(object);
+    this.prefetch(nodeid, missing.slice(0, BRING_PAGES));
+    return missing.length;
+  }
+
+  #missing(object: RemoteObject): number[] {
+    const missing: number[] = [];
+    for (let page = 0; page < object.served.paged.pageCount; page += 1) {
+      if (absentLayer(object, page) !== undefined) missing.push(page);
+    }
+    return missing;
   }
 
   #demand(layer: RemoteLayer, page: number): Promise<void> {

@@ -345,6 +345,14 @@ export class SnapshotStore {
     return this.get(object.from.split('/')[0]!);
   }
 
+  /** All of the snapshot's pages are here, and stay: no other host is asked for them any more. */
+  detached(snapshot: Snapshot): void {
+    const { origins: _, ...file } = snapshot.file;
+    snapshot.file = file;
+    writeSnapshotFile(snapshot);
+    this.#events.changed(file.id);
+  }
+
   /** Whether the layer lies on another host, and here only what came of it. */
   isReplica(layer: string): boolean {
     return fs.existsSync(heldPath(this.layerPath(layer)));

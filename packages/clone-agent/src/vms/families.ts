@@ -107,6 +107,7 @@ export class Families {
       others &&
       new RemoteClones({
         peering: others,
+        originTimeoutMs: context.settings.originTimeoutMs,
         store,
         tickets: this.tickets,
         log: context.log,
@@ -329,6 +330,12 @@ export class Families {
       vm.newest = vm.base;
       this.#save(vm);
     }
+  }
+
+  /** All pages that a VM may still want of other hosts are brought here. @throws SnowforkError */
+  async detach(vm: Vm, signal: AbortSignal): Promise<{ pages: number }> {
+    vm.assertAlive();
+    return (await this.remote?.detach(new Set([vm.base, vm.newest]), signal)) ?? { pages: 0 };
   }
 
   /** So that the next agent finds it as it is. */

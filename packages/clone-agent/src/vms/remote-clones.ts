@@ -19,6 +19,8 @@ import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
 import type { Ticket, Tickets } from './tickets.js';
 import type { Descent } from './vm.js';
 
+/** How often more pages are asked for, when all are brought here. */
+const BRING_LOOK_MS = 100;
 /** Between two attempts to tell home how a clone ended. */
 const TELL_AGAIN_MS = [100, 300, 1000, 3000, 10_000] as const;
 
@@ -41,6 +43,8 @@ export interface Peering {
   serve(layers: ServedLayers): Promise<void>;
   /** Pages that clones of the snapshot waited for, in their order. */
   faults(snapshot: string): Promise<readonly number[]>;
+  /** More pages of the snapshot are asked for, to stay; returns how many are missing. */
+  bringAll(snapshot: string): Promise<number>;
   /** Whether the host is one of the cluster, reachable or not. */
   isMember(host: string): boolean;
 }
@@ -50,6 +54,7 @@ export interface RemoteClonesContext {
   readonly tickets: Tickets;
   readonly log: Logger;
   readonly peering: Peering;
+  readonly originTimeoutMs: number;
   startPart(part: TicketPart, signal: AbortSignal): Promise<StartedClone[]>;
   killTicket(ticket: Ticket): void;
   settled(ticket: Ticket, cloneId: number, how: { value: Buffer } | { reason: string }): void;
@@ -78,6 +83,7 @@ export class RemoteClones {
         context.store.lend(context.store.get(snapshot), host);
         return null;
       },
+      detachFrom: async ({ host }, _, signal) => await this.detachFrom(host, signal),
       letGo: async ({ snapshot }, host) => {
         const lent = context.store.find(snapshot);
         if (lent !== undefined) context.store.takeBack(lent, host);
@@ -184,6 +190,51 @@ export class RemoteClones {
       });
     }
     this.#needed = this.#neededOrigins();
+  }
+
+  /**
+   * Brings all pages of snapshots here that other hosts still have to give, so that those may go.
+   * @throws SnowforkError SF_HOST_UNREACHABLE when nothing came for as long as a page may take.
+   */
+  async detach(snapshots: Iterable<Snapshot>, signal: AbortSignal): Promise<{ pages: number }> {
+    let pages = 0;
+    for (const snapshot of [...snapshots]) {
+      if ((snapshot.file.origins ?? []).length > 0) pages += await this.#bring(snapshot, signal);
+    }
+    this.release();
+    return { pages };
+  }
+
+  /** Detaches whatever needs pages of that host. */
+  async detachFrom(host: string, signal: AbortSignal): Promise<{ pages: number }> {
+    const needs = ({ file }: Snapshot) => (file.origins ?? []).some((of) => of.host === host);
+    return await this.detach([...this.#context.store.all()].filter(needs), signal);
+  }
+
+  async #bring(snapshot: Snapshot, signal: AbortSignal): Promise<number> {
+    const { store, originTimeoutMs } = this.#context;
+    const { id, origins = [] } = snapshot.file;
+    const holder = `detaching ${id}`;
+    snapshot.holders.add(holder);
+    try {
+      const first = await this.#context.peering.bringAll(id);
+      let cameAt = performance.now();
+      for (let missing = first; missing > 0; ) {
+        await delay(BRING_LOOK_MS, undefined, { signal });
+        const left = await this.#context.peering.bringAll(id);
+        if (left < missing) cameAt = performance.now();
+        missing = left;
+        if (performance.now() - cameAt <= originTimeoutMs) continue;
+        const hosts = [...new Set(origins.map(({ host }) => host))].join(', ');
+        const message = `${missing} pages of ${id} did not come from ${hosts}`;
+        throw new SnowforkError('SF_HOST_UNREACHABLE', message);
+      }
+      store.detached(snapshot);
+      return first;
+    } finally {
+      snapshot.holders.delete(holder);
+      store.collect(snapshot);
+    }
   }
 
   /** After a snapshot of this host has gone: other hosts need not keep what only it needed. */

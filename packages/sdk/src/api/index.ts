@@ -2,6 +2,7 @@ export * from './cluster.js';
 export * from './doctor.js';
 export * from './errors.js';
 export * from './guest.js';
+export * from './network-stats.js';
 export * from './port.js';
 export * from './schemas.js';
 export * from './state-folder.js';

@@ -4,6 +4,7 @@
 // are bytes (`…Bytes`), amounts of memory in pages of 4,096 bytes (`…Pages`).
 
 import { z } from 'zod';
+import { networkStatsSchema } from './network-stats.js';
 
 /** Largest number of clones that one call may ask for. */
 export const CLONES_MAX = 256;
@@ -226,6 +227,10 @@ export const checkpointResultSchema = z.object({
 });
 export type CheckpointResult = z.infer<typeof checkpointResultSchema>;
 
+/** Pages that were on other hosts alone. */
+export const detachResultSchema = z.object({ pages: z.number().int() });
+export type DetachResult = z.infer<typeof detachResultSchema>;
+
 export const buildRequestSchema = z.strictObject({
   name: imageNameSchema,
   /** Absolute path of the image's file on this host. */
@@ -287,6 +292,11 @@ export const pagerObjectStatsSchema = z.object({
   replayedPages: bytes,
   /** Pages of layers pushed ahead of a clone that goes through its memory. */
   aheadPages: bytes,
+  /** Pages of other hosts that READs got here, and those of them that had to be waited for. */
+  replicaPages: bytes,
+  demandedPages: bytes,
+  /** Pages that only other hosts have, by host. */
+  dependsOn: z.record(z.string(), bytes),
 });
 export type PagerObjectStats = z.infer<typeof pagerObjectStatsSchema>;
 export const hostStatsSchema = z.object({
@@ -306,6 +316,8 @@ export const hostStatsSchema = z.object({
     objects: z.array(pagerObjectStatsSchema),
     latencyUsBuckets: z.array(bytes),
   }),
+  /** Of a host in a cluster. */
+  network: networkStatsSchema.optional(),
 });
 export type HostStats = z.infer<typeof hostStatsSchema>;
 

@@ -7,6 +7,8 @@ import {
   CLONES_MAX,
   checkpointResultSchema,
   cloneCountSchema,
+  type DetachResult,
+  detachResultSchema,
   type End,
   endSchema,
   type ForkResult,
@@ -222,6 +224,17 @@ export class Vm {
       decodeEnd(
         await this.#transport.outlastingJson(() => ({ method: 'POST', path, signal }), endSchema),
       ),
+    );
+  }
+
+  /**
+   * Brings all pages that the VM may want of other hosts to its own, so that those may go.
+   * @throws SnowforkError SF_VM_NOT_FOUND, SF_VM_GONE, SF_HOST_UNREACHABLE, SF_ABORTED, SF_TIMEOUT.
+   */
+  async detach(options: WaitOptions = {}): Promise<DetachResult> {
+    const path = apiPath('vms', this.id, 'detach');
+    return withDeadline(options, 'detaching the VM', (signal) =>
+      this.#transport.json({ method: 'POST', path, signal }, detachResultSchema),
     );
   }
 

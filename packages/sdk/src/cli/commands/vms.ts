@@ -103,6 +103,22 @@ const wait: CommandSpec = {
   },
 };
 
+const detach: CommandSpec = {
+  syntax: 'detach <vm>',
+  summary: 'bring all pages that a VM may want of other hosts to its own, so that those may go',
+  examples: [
+    { line: 'sf detach vm5-beta', says: 'what it was cloned from may be lost after that' },
+  ],
+  exits: [{ code: '3', when: 'a host that has pages of it does not answer' }],
+  async run({ output, interrupts, connect }, [id = '']) {
+    const { signal } = interrupts;
+    const vm = await (await connect()).vm(id, { signal });
+    const { pages } = await vm.detach({ signal });
+    if (output.json) output.document({ vm: id, pages });
+    else output.line(`${pages} pages came from other hosts: ${id} needs nobody now`);
+  },
+};
+
 const kill: CommandSpec = {
   syntax: 'kill <vm...>',
   summary: 'end VMs at once',
@@ -119,7 +135,7 @@ const kill: CommandSpec = {
   },
 };
 
-export const vmCommands = [launch, list, tree, wait, kill] as const;
+export const vmCommands = [launch, list, tree, wait, detach, kill] as const;
 
 const NO_VM = 'no VM runs: `sf launch <image>` starts one';
 /** Many changes at once are drawn once. */
