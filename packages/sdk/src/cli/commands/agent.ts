@@ -10,7 +10,9 @@ import type { CommandSpec, Session } from '../command.js';
 import { formatBytes, formatDuration, PAGE_BYTES } from '../format.js';
 import type { Output } from '../output.js';
 
-const DEMO_FOLDER = '../../../../../examples/dist/01-parallel-map/';
+const EXAMPLES = '../../../../../examples/dist/';
+const DEMO = '01-parallel-map';
+const HOSTS_DEMO = '08-several-hosts';
 
 const up: CommandSpec = {
   syntax: 'up',
@@ -86,17 +88,33 @@ export const hostStats: CommandSpec = {
 const demo: CommandSpec = {
   syntax: 'demo',
   summary: 'prices options by Monte Carlo in a VM that forks 8 clones',
-  details: 'Runs examples/01-parallel-map; the first time it builds the image it needs.',
-  examples: [{ line: 'sf demo', says: 'watch a VM fork itself' }],
+  details:
+    'Runs examples/01-parallel-map; the first time it builds the image it needs. With --hosts it ' +
+    'runs examples/08-several-hosts: that many hosts on this machine, as network namespaces, and a ' +
+    'fork over all of them.',
+  options: [
+    { flags: '--hosts <number>', summary: 'fork over so many hosts, 2 to 16', parse: Number },
+  ],
+  examples: [
+    { line: 'sf demo', says: 'watch a VM fork itself' },
+    { line: 'sf demo --hosts 4', says: 'over four hosts; needs root and etcd-server' },
+  ],
   exits: [{ code: '1', when: "the example's own failure" }],
   async run({ output, interrupts }, _args, options) {
-    const program = fileURLToPath(new URL(`${DEMO_FOLDER}main.js`, import.meta.url));
+    const { hosts } = options;
+    if (hosts !== undefined && !isHostCount(hosts)) {
+      throw new SnowforkError('SF_BAD_REQUEST', '--hosts is a whole number from 2 to 16');
+    }
+    const name = hosts === undefined ? DEMO : HOSTS_DEMO;
+    const program = fileURLToPath(new URL(`${EXAMPLES}${name}/main.js`, import.meta.url));
     if (!existsSync(program)) {
       const message = `the example is not built (${program}): run \`npm run build\` in the project`;
       throw new SnowforkError('SF_BAD_REQUEST', message);
     }
     const state = options.state as string | undefined;
-    const child = spawn(process.execPath, [program, ...(output.json ? ['--json'] : [])], {
+    const args = hosts === undefined ? [] : [String(hosts)];
+    if (output.json) args.push('--json');
+    const child = spawn(process.execPath, [program, ...args], {
       stdio: 'inherit',
       env: state === undefined ? process.env : { ...process.env, SNOWFORK_STATE: state },
     });
@@ -109,6 +127,10 @@ const demo: CommandSpec = {
     });
   },
 };
+
+function isHostCount(hosts: unknown): boolean {
+  return Number.isInteger(hosts) && (hosts as number) >= 2 && (hosts as number) <= 16;
+}
 
 export const agentCommands = { up, down, demo };
 
