@@ -19,6 +19,7 @@ const IMAGE = 'minimal';
 const AGENT = fileURLToPath(import.meta.resolve('@snowfork/clone-agent/main'));
 /** Of an image: how it was built, and its pages. */
 const IMAGE_FOLDERS = ['images', 'snapshots', 'layers'];
+const PREFIX = 'sf-hosts-';
 const START_ATTEMPTS = 600;
 const START_LOOK_MS = 100;
 
@@ -30,7 +31,8 @@ interface Member {
 
 const hosts = Number(process.argv[2] ?? HOSTS_DEFAULT);
 const mib = Number(process.argv[3] ?? MIB_DEFAULT);
-const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'sf-hosts-'));
+clearAwayOld();
+const folder = fs.mkdtempSync(path.join(os.tmpdir(), `${PREFIX}${process.pid}-`));
 const members: Member[] = [];
 let net: NetHosts | undefined;
 try {
@@ -126,6 +128,15 @@ async function makeCluster(first: Member, others: readonly Member[]): Promise<vo
   const { token, address } = await first.sf.newToken();
   for (const other of others) {
     await other.sf.joinCluster({ at: address, token, ...selfOf(other) });
+  }
+}
+
+/** Of a run that was killed: its processes and mounts went with it, its files did not. */
+function clearAwayOld(): void {
+  for (const name of fs.readdirSync(os.tmpdir())) {
+    const [pid] = name.startsWith(PREFIX) ? name.slice(PREFIX.length).split('-') : [];
+    if (pid === undefined || fs.existsSync(`/proc/${pid}`)) continue;
+    fs.rmSync(path.join(os.tmpdir(), name), { recursive: true, force: true });
   }
 }
 

@@ -2,6 +2,8 @@
 // Never touches the machine's own network. Used by tests and benches; needs root, iproute2 and
 // nftables.
 //
+// What a host's processes mount is theirs alone, and ends with them.
+//
 //   bridge ──┬── port0 ── eth0 of alpha  10.99.0.1
 //            ├── port1 ── eth0 of beta   10.99.0.2
 //            └── …
@@ -180,7 +182,8 @@ export class NetHost {
 
   /** Starts a program here; it and its children are killed when the hosts end, or their owner. */
   spawn(program: string, args: readonly string[], options: SpawnOptions = {}): ChildProcess {
-    return spawn('nsenter', [`--net=${this.namespace}`, program, ...args], options);
+    const { cwd = process.cwd(), ...rest } = options;
+    return spawn('nsenter', [...this.namespaceHeld.enter(String(cwd)), program, ...args], rest);
   }
 
   /** Runs a program here to its end. @returns what it wrote. */
@@ -262,14 +265,14 @@ export class NetHost {
   }
 }
 
-/** A network namespace without a name, and its holder. */
+/** Namespaces without a name, of the network and of mounts, and their holder. */
 class Namespace {
   readonly pid: number;
   readonly path: string;
   readonly #holder: ChildProcess;
 
   static async open(): Promise<Namespace> {
-    const holder = spawn('unshare', ['--net', 'sh', '-c', HOLDER], {
+    const holder = spawn('unshare', ['--net', '--mount', 'sh', '-c', HOLDER], {
       // A group of its own: it must outlive what a terminal sends to its owner's.
       detached: true,
       stdio: ['pipe', 'pipe', 'inherit'],
@@ -287,6 +290,11 @@ class Namespace {
     this.pid = holder.pid!;
     this.path = `/proc/${this.pid}/ns/net`;
     this.#holder = holder;
+  }
+
+  /** For `nsenter`: what is mounted there is nobody else's, and goes with the namespace. */
+  enter(folder: string): string[] {
+    return [`--net=${this.path}`, `--mount=/proc/${this.pid}/ns/mnt`, `--wdns=${folder}`];
   }
 
   async run(program: string, ...args: readonly string[]): Promise<string> {
