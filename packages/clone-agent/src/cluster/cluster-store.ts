@@ -33,6 +33,8 @@ export interface HostRecord extends HostIdentity {
 /** Room of one host, promised to a ticket of another. */
 export const reservationSchema = z.object({
   ticket: z.string(),
+  /** The ticket's host: when it is lost, the room is nobody's. */
+  holder: hostNameSchema,
   slots: z.number().int().positive(),
   bytesEach: z.number().positive(),
 });
@@ -55,17 +57,22 @@ export interface HostSlots {
 
 /** Every method throws SnowforkError SF_CLUSTER_UNAVAILABLE when the store does not answer. */
 export interface ClusterStore {
-  /** This host is there, until `close` or until nothing is heard of it. */
+  /**
+   * This host is there, until `close` or until nothing is heard of it.
+   * @throws SnowforkError SF_BAD_REQUEST: another has its name; SF_PERMISSION: it was removed
+   */
   join(self: HostIdentity, room: HostRoom): Promise<void>;
   /** As last heard: also when the store does not answer. */
   hosts(): HostRecord[];
   onLost(listener: (host: string) => void): void;
   /** What is promised of this host's room: called when it changes. */
   onReservations(listener: (reservations: readonly HostReservation[]) => void): void;
+  /** What is left beside all that `onReservations` has told. */
   publishRoom(room: HostRoom): Promise<void>;
   setDraining(name: string, isDraining: boolean): Promise<void>;
+  /** It can't come back. @throws SnowforkError SF_HOST_NOT_FOUND */
   remove(name: string): Promise<void>;
-  /** All slots, or as many as there are. */
+  /** All slots, or as many as there are. What is not used within a minute is given back. */
   reserve(request: ReserveRequest): Promise<{ granted: HostSlots[]; reason?: string }>;
   /** What a ticket has of a host is used, or not wanted. */
   release(ticket: string, host: string): Promise<void>;

@@ -1,17 +1,17 @@
-// The cluster's store in etcd. A host's record and room hang on a lease, so they vanish with it; rooms
-// are lessened and promised in one transaction; all hosts watch all keys. Where etcd has lost its
-// majority, what was last heard stays, and whatever would change something is refused.
+// The cluster's store in etcd. A host's record and room hang on its lease, so they vanish with it;
+// rooms are lessened and promised in one transaction; all hosts mirror all keys. Where etcd has lost
+// its majority, what was last heard stays, and whatever would change something is refused.
 //
 //   /snowfork/<cluster>/host/<name>                  HostIdentity            lease of the host
 //   /snowfork/<cluster>/room/<name>                  HostRoom                lease of the host
 //   /snowfork/<cluster>/reservation/<name>/<ticket>  HostReservation         lease of a minute
 //   /snowfork/<cluster>/draining/<name>              true
+//   /snowfork/<cluster>/removed/<id of the host>     its name
 
+import { setTimeout as delay } from 'node:timers/promises';
 import { SnowforkError } from '@snowfork/sdk/api';
-import { Etcd3, type IKeyValue, type Lease, type Watcher } from 'etcd3';
 import type { Logger } from 'pino';
 import type { z } from 'zod';
-import { STORE_SERVER_NAME } from './authority.js';
 import {
   type ClusterStore,
   type HostIdentity,
@@ -24,90 +24,90 @@ import {
   type ReserveRequest,
   reservationSchema,
 } from './cluster-store.js';
+import { type EtcdAccess, EtcdLink } from './etcd-link.js';
+import { type Change, EtcdMirror, type Pair } from './etcd-mirror.js';
+import { HostLease } from './host-lease.js';
 import { placeClones } from './placement.js';
 
 /** A host of which nothing was heard for so long is lost. */
-const HOST_TTL_S = 6;
+const HOST_TIMEOUT_MS = 6000;
 /** A reservation that nobody used by then gives its room back. */
 const RESERVATION_TTL_S = 60;
-const CALL_TIMEOUT_MS = 4000;
 const RESERVE_ATTEMPTS_MAX = 20;
-const JOIN_AGAIN_MS = 1000;
+/** Of several that ask for the same room again and again, all get their turn. */
+const RESERVE_PAUSE_MS_MAX = 20;
 const NO_ROOM: HostRoom = { roomBytes: 0, slots: 0, vms: 0 };
 
-export interface EtcdOptions {
-  readonly endpoints: readonly string[];
-  readonly cluster: string;
-  /** PEM. */
-  readonly ca: string;
-  readonly certificate: string;
-  readonly privateKey: string;
+export interface EtcdOptions extends EtcdAccess {
   readonly log: Logger;
+  /** 6 seconds when nobody says it; not below 2, which is etcd's least. */
+  readonly hostTimeoutMs?: number;
+  /** It was closed. */
+  readonly ended?: () => void;
 }
 
-interface Known<T> {
-  readonly value: T;
-  readonly revision: string;
+/** With the room that it is taken from. */
+interface Promised extends HostSlots {
+  readonly room: Pair;
 }
 
 export class EtcdStore implements ClusterStore {
-  readonly #client: Etcd3;
-  readonly #prefix: string;
+  readonly #link: EtcdLink;
   readonly #log: Logger;
-  readonly #identities = new Map<string, HostIdentity>();
-  readonly #rooms = new Map<string, Known<HostRoom>>();
-  readonly #draining = new Set<string>();
-  /** By `<host>/<ticket>`. */
-  readonly #reservations = new Map<string, HostReservation>();
+  readonly #hostTimeoutMs: number;
+  readonly #ended: () => void;
+  #mirror!: EtcdMirror;
   readonly #lost: ((host: string) => void)[] = [];
   readonly #reserved: ((reservations: readonly HostReservation[]) => void)[] = [];
   #self: HostIdentity | undefined;
   #room: HostRoom = NO_ROOM;
-  #lease: Lease | undefined;
-  #watcher: Watcher | undefined;
-  #isClosed = false;
+  #lease: HostLease | undefined;
 
   /** @throws SnowforkError SF_CLUSTER_UNAVAILABLE. */
   static async open(options: EtcdOptions): Promise<EtcdStore> {
     const store = new EtcdStore(options);
+    const { log } = options;
     try {
-      await store.#readAll();
+      const changed = (changes: readonly Change[]) => store.#tell(changes);
+      store.#mirror = await EtcdMirror.open(store.#link, { log, changed });
       return store;
     } catch (error) {
-      store.#client.close();
-      throw unavailable(error);
+      store.#link.close();
+      throw error;
     }
   }
 
-  private constructor({ endpoints, cluster, ca, certificate, privateKey, log }: EtcdOptions) {
-    this.#prefix = `/snowfork/${cluster}/`;
-    this.#log = log;
-    this.#client = new Etcd3({
-      hosts: [...endpoints],
-      grpcOptions: { 'grpc.ssl_target_name_override': STORE_SERVER_NAME },
-      credentials: {
-        rootCertificate: Buffer.from(ca),
-        privateKey: Buffer.from(privateKey),
-        certChain: Buffer.from(certificate),
-      },
-      defaultCallOptions: ({ isStream }) =>
-        isStream ? {} : { deadline: Date.now() + CALL_TIMEOUT_MS },
-    });
+  private constructor(options: EtcdOptions) {
+    this.#link = new EtcdLink(options);
+    this.#log = options.log;
+    this.#hostTimeoutMs = options.hostTimeoutMs ?? HOST_TIMEOUT_MS;
+    this.#ended = options.ended ?? (() => {});
   }
 
   async join(self: HostIdentity, room: HostRoom): Promise<void> {
+    const there = this.#identity(self.name);
+    if (there !== undefined && there.id !== self.id) {
+      const message = `the cluster has a host ${self.name} already, at ${there.address}`;
+      throw new SnowforkError('SF_BAD_REQUEST', message);
+    }
     this.#self = self;
     this.#room = room;
-    await this.#answered(() => this.#takeLease());
+    this.#lease = await HostLease.take({
+      ...{ link: this.#link, log: this.#log, timeoutMs: this.#hostTimeoutMs },
+      put: (lease) => this.#putSelf(lease),
+    });
+    // What was promised of an agent's room before this one.
+    this.#tellReservations();
   }
 
   hosts(): HostRecord[] {
-    const names = [...this.#identities.keys()].sort();
-    return names.map((name) => ({
-      ...this.#identities.get(name)!,
-      draining: this.#draining.has(name),
-      room: this.#rooms.get(name)?.value ?? NO_ROOM,
-    }));
+    const names = this.#mirror.below('host/').map(({ key }) => key.slice('host/'.length));
+    return names.flatMap((name) => {
+      const identity = this.#identity(name);
+      if (identity === undefined) return [];
+      const draining = this.#mirror.get(`draining/${name}`) !== undefined;
+      return [{ ...identity, draining, room: this.#roomOf(name) ?? NO_ROOM }];
+    });
   }
 
   onLost(listener: (host: string) => void): void {
@@ -121,69 +121,92 @@ export class EtcdStore implements ClusterStore {
   /** Only over the room that was last heard of: whoever has lessened it since has promised some. */
   async publishRoom(room: HostRoom): Promise<void> {
     const { name } = this.#joined;
-    const before = this.#rooms.get(name);
+    const key = `room/${name}`;
+    const before = this.#mirror.get(key);
     this.#room = room;
-    if (before === undefined || this.#lease === undefined || isSame(before.value, room)) return;
-    const key = `${this.#prefix}room/${name}`;
-    const lease = await this.#lease.grant();
-    await this.#answered(() =>
-      this.#client
-        .if(key, 'Mod', '==', before.revision)
-        .then(this.#client.put(key).value(JSON.stringify(room)).lease(lease))
+    // Without one it is put with the host, as soon as that is heard of again.
+    const said = this.#roomOf(name);
+    if (before === undefined || (said !== undefined && isSame(said, room))) return;
+    await this.#link.call((space) =>
+      space
+        .if(key, 'Mod', '==', String(before.revision))
+        .then(space.put(key).value(JSON.stringify(room)).ignoreLease())
         .commit(),
     );
   }
 
   async setDraining(name: string, isDraining: boolean): Promise<void> {
-    const key = `${this.#prefix}draining/${name}`;
-    await this.#answered<unknown>(() =>
-      isDraining
-        ? this.#client.put(key).value('true').exec()
-        : this.#client.delete().key(key).exec(),
+    const key = `draining/${name}`;
+    await this.#link.call<unknown>((space) =>
+      isDraining ? space.put(key).value('true').exec() : space.delete().key(key).exec(),
     );
   }
 
   async remove(name: string): Promise<void> {
-    await this.#answered(async () => {
-      for (const kind of ['host', 'room', 'draining']) {
-        await this.#client.delete().key(`${this.#prefix}${kind}/${name}`).exec();
-      }
-      await this.#client.delete().prefix(`${this.#prefix}reservation/${name}/`).exec();
+    const identity = this.#identity(name);
+    if (identity === undefined) {
+      const known = this.hosts().map((host) => host.name);
+      const message = `the cluster has no host ${name} now; it has ${known.join(', ') || 'none'}`;
+      throw new SnowforkError('SF_HOST_NOT_FOUND', message);
+    }
+    await this.#link.call((space) => {
+      const keys = ['host', 'room', 'draining'].map((kind) => `${kind}/${name}`);
+      const removed = `removed/${identity.id}`;
+      return space
+        .if(removed, 'Version', '==', 0)
+        .then(
+          space.put(removed).value(name),
+          ...keys.map((key) => space.delete().key(key)),
+          space.delete().prefix(`reservation/${name}/`),
+        )
+        .commit();
     });
   }
 
   async reserve(request: ReserveRequest): Promise<{ granted: HostSlots[]; reason?: string }> {
+    let lease: string | undefined;
     for (let attempt = 1; attempt <= RESERVE_ATTEMPTS_MAX; attempt++) {
       const granted = placeClones({ ...request, hosts: this.#slotsFor(request) });
       const others = granted.filter(({ host }) => host !== request.here);
-      const isDone = others.length === 0 || (await this.#promise(request, others));
-      const total = granted.reduce((sum, { slots }) => sum + slots, 0);
-      if (isDone && total === request.asked) return { granted };
-      if (isDone) {
+      // With the rooms that were looked at, though they may change while etcd answers.
+      const promise = others.map((of) => ({ ...of, room: this.#mirror.get(`room/${of.host}`)! }));
+      if (others.length > 0) lease ??= await this.#leaseOfReservation();
+      if (await this.#promise(request, promise, lease)) {
+        const total = granted.reduce((sum, { slots }) => sum + slots, 0);
+        if (total === request.asked) return { granted };
         const reason = `the hosts of the cluster have room for ${total} of ${request.asked}`;
         return { granted, reason };
       }
-      // Somebody was faster: what there is now is on its way here.
-      await this.#readRooms();
+      // Somebody was faster.
+      await delay(Math.random() * RESERVE_PAUSE_MS_MAX);
+      await this.#mirror.look();
     }
     throw new SnowforkError('SF_CLUSTER_UNAVAILABLE', 'too many ask for room at once: try again');
   }
 
   async release(ticket: string, host: string): Promise<void> {
-    const key = `${this.#prefix}reservation/${host}/${ticket}`;
-    await this.#answered(() => this.#client.delete().key(key).exec());
+    const key = `reservation/${host}/${ticket}`;
+    await this.#link.call((space) => space.delete().key(key).exec());
   }
 
   async close(): Promise<void> {
-    this.#isClosed = true;
-    await this.#watcher?.cancel().catch(() => {});
-    await this.#lease?.revoke().catch(() => {});
-    this.#client.close();
+    await this.#mirror.close();
+    await this.#lease?.close();
+    this.#link.close();
+    this.#ended();
   }
 
   get #joined(): HostIdentity {
     if (this.#self === undefined) throw new SnowforkError('SF_INTERNAL', 'not joined yet');
     return this.#self;
+  }
+
+  #identity(name: string): HostIdentity | undefined {
+    return read(hostRecordSchema, this.#mirror.get(`host/${name}`));
+  }
+
+  #roomOf(name: string): HostRoom | undefined {
+    return read(hostRoomSchema, this.#mirror.get(`room/${name}`));
   }
 
   #slotsFor({ bytesEach, here, hereSlots }: ReserveRequest): HostSlots[] {
@@ -195,171 +218,121 @@ export class EtcdStore implements ClusterStore {
       });
   }
 
+  async #leaseOfReservation(): Promise<string> {
+    const TTL = RESERVATION_TTL_S;
+    const { ID } = await this.#link.call(({ leaseClient }) => leaseClient.leaseGrant({ TTL }));
+    return ID;
+  }
+
   /** In one transaction; `false` when the room of one has changed meanwhile. */
   async #promise(
-    { ticket, bytesEach }: ReserveRequest,
-    others: readonly HostSlots[],
+    { ticket, here, bytesEach }: ReserveRequest,
+    others: readonly Promised[],
+    lease: string | undefined,
   ): Promise<boolean> {
-    return await this.#answered(async () => {
-      const client = this.#client;
-      const lease = client.lease(RESERVATION_TTL_S, { autoKeepAlive: false });
-      const leaseId = await lease.grant();
-      const roomKey = (host: string) => `${this.#prefix}room/${host}`;
-      const [first, ...rest] = others.map(({ host }) => {
-        return { key: roomKey(host), revision: this.#rooms.get(host)?.revision ?? '0' };
-      });
-      let transaction = client.if(first!.key, 'Mod', '==', first!.revision);
-      for (const { key, revision } of rest) {
-        transaction = transaction.and(key, 'Mod', '==', revision);
+    const [first, ...rest] = others;
+    if (first === undefined || lease === undefined) {
+      // Nothing is asked of etcd, but without it there are no tickets.
+      if (this.#link.isSilent) await this.#mirror.look();
+      return true;
+    }
+    const keyOf = (host: string) => `reservation/${host}/${ticket}`;
+    const { succeeded } = await this.#link.call((space) => {
+      let transaction = space.if(first.room.key, 'Mod', '==', String(first.room.revision));
+      for (const { room } of rest) {
+        transaction = transaction.and(room.key, 'Mod', '==', String(room.revision));
       }
-      const puts = others.flatMap(({ host, slots }) => {
-        const { value: room } = this.#rooms.get(host)!;
-        const roomBytes = Math.max(0, room.roomBytes - slots * bytesEach);
-        const less: HostRoom = { ...room, slots: room.slots - slots, roomBytes };
-        const promised: HostReservation = { ticket, slots, bytesEach };
-        const key = `${this.#prefix}reservation/${host}/${ticket}`;
+      const puts = others.flatMap(({ host, slots, room }) => {
+        const promised: HostReservation = { ticket, holder: here, slots, bytesEach };
         return [
-          // With the host's own lease it would vanish with it; the host writes it anew anyway.
-          client.put(roomKey(host)).value(JSON.stringify(less)).ignoreLease(),
-          client.put(key).value(JSON.stringify(promised)).lease(leaseId),
+          // It hangs on its host's lease as before.
+          space
+            .put(room.key)
+            .value(JSON.stringify(lessened(room, promised)))
+            .ignoreLease(),
+          space.put(keyOf(host)).value(JSON.stringify(promised)).lease(lease),
         ];
       });
-      const { succeeded } = await transaction.then(...puts).commit();
-      if (!succeeded) await lease.revoke().catch(() => {});
-      return succeeded;
+      return transaction.then(...puts).commit();
     });
+    if (succeeded) return true;
+    await this.#mirror.look();
+    // An attempt that was not answered in time was heard all the same.
+    return others.every(({ host }) => this.#mirror.get(keyOf(host))?.lease === lease);
   }
 
-  /** The host's keys hang on it; when it was lost, they are put again. */
-  async #takeLease(): Promise<void> {
+  async #putSelf(lease: string): Promise<void> {
     const self = this.#joined;
-    const lease = this.#client.lease(HOST_TTL_S, { autoKeepAlive: true });
-    lease.on('lost', () => {
-      if (this.#lease === lease && !this.#isClosed) void this.#joinAgain();
+    const { succeeded } = await this.#link.call((space) => {
+      const put = (kind: string, value: object) =>
+        space.put(`${kind}/${self.name}`).value(JSON.stringify(value)).lease(lease);
+      return space
+        .if(`removed/${self.id}`, 'Version', '==', 0)
+        .then(put('host', self), put('room', this.#room))
+        .commit();
     });
-    this.#lease = lease;
-    const leaseId = await lease.grant();
-    const put = (kind: string, value: object) =>
-      this.#client
-        .put(`${this.#prefix}${kind}/${self.name}`)
-        .value(JSON.stringify(value))
-        .lease(leaseId)
-        .exec();
-    await put('room', this.#room);
-    await put('host', self);
+    if (succeeded) return await this.#mirror.look();
+    const message = `${self.name} was taken out of the cluster: \`sf host join\` joins it anew`;
+    throw new SnowforkError('SF_PERMISSION', message);
   }
 
-  async #joinAgain(): Promise<void> {
-    while (!this.#isClosed) {
-      try {
-        await this.#takeLease();
-        return;
-      } catch (error) {
-        this.#log.warn({ err: error }, 'the cluster store does not answer');
-        await new Promise((resolve) => setTimeout(resolve, JOIN_AGAIN_MS));
-      }
-    }
-  }
-
-  async #readAll(): Promise<void> {
-    const { kvs, header } = await this.#client.getAll().prefix(this.#prefix).exec();
-    for (const pair of kvs) this.#take(pair);
-    this.#watcher = await this.#client
-      .watch()
-      .prefix(this.#prefix)
-      .startRevision(String(BigInt(header.revision) + 1n))
-      .create();
-    this.#watcher.on('put', (pair) => this.#take(pair));
-    this.#watcher.on('delete', (pair) => this.#forget(pair));
-    this.#watcher.on('error', (error) => {
-      this.#log.warn({ err: error }, 'the cluster store is not heard');
-    });
-  }
-
-  async #readRooms(): Promise<void> {
-    await this.#answered(async () => {
-      const { kvs } = await this.#client.getAll().prefix(`${this.#prefix}room/`).exec();
-      for (const pair of kvs) this.#take(pair);
-    });
-  }
-
-  #take({ key, value, mod_revision: revision }: IKeyValue): void {
-    const [kind, name, ticket] = this.#split(key);
-    if (name === undefined) return;
-    if (kind === 'host') {
-      const identity = parse(hostRecordSchema, value);
-      if (identity !== undefined) this.#identities.set(name, identity);
-    } else if (kind === 'room') {
-      const room = parse(hostRoomSchema, value);
-      const before = this.#rooms.get(name);
-      const isOlder = before !== undefined && BigInt(before.revision) > BigInt(revision);
-      if (room !== undefined && !isOlder) this.#rooms.set(name, { value: room, revision });
-    } else if (kind === 'draining') {
-      this.#draining.add(name);
-    } else if (kind === 'reservation') {
-      const reservation = parse(reservationSchema, value);
-      if (reservation === undefined) return;
-      this.#reservations.set(`${name}/${ticket}`, reservation);
-      if (name === this.#self?.name) this.#tellReservations(name);
-    }
-  }
-
-  #forget({ key }: IKeyValue): void {
-    const [kind, name, ticket] = this.#split(key);
-    if (name === undefined) return;
-    if (kind === 'host') {
-      this.#identities.delete(name);
-      if (name === this.#self?.name) return;
+  #tell(changes: readonly Change[]): void {
+    const isOf = (kind: string) => (change: Change) => keyOf(change).startsWith(`${kind}/`);
+    if (changes.some(isOf(`reservation/${this.#self?.name}`))) this.#tellReservations();
+    const lost = changes.filter(isOf('host')).filter(({ after }) => after === undefined);
+    for (const change of lost) {
+      const name = keyOf(change).slice('host/'.length);
+      if (name === this.#self?.name) continue;
+      this.#giveBack(name);
       for (const listener of this.#lost) listener(name);
-    } else if (kind === 'room') {
-      this.#rooms.delete(name);
-    } else if (kind === 'draining') {
-      this.#draining.delete(name);
-    } else if (kind === 'reservation') {
-      this.#reservations.delete(`${name}/${ticket}`);
-      if (name === this.#self?.name) this.#tellReservations(name);
     }
   }
 
-  #tellReservations(name: string): void {
-    const own = [...this.#reservations].filter(([key]) => key.startsWith(`${name}/`));
-    const reservations = own.map(([, reservation]) => reservation);
+  #tellReservations(): void {
+    if (this.#self === undefined) return;
+    const pairs = this.#mirror.below(`reservation/${this.#self.name}/`);
+    const reservations = pairs.flatMap((pair) => read(reservationSchema, pair) ?? []);
     for (const listener of this.#reserved) listener(reservations);
   }
 
-  #split(key: Buffer): string[] {
-    return key.toString().slice(this.#prefix.length).split('/');
-  }
-
-  /** @throws SnowforkError SF_CLUSTER_UNAVAILABLE. */
-  async #answered<T>(work: () => Promise<T>): Promise<T> {
-    try {
-      return await work();
-    } catch (error) {
-      throw error instanceof SnowforkError ? error : unavailable(error);
+  /** What a lost host's tickets have of this one, and this one's of it. */
+  #giveBack(lost: string): void {
+    const own = this.#self?.name;
+    for (const pair of this.#mirror.below('reservation/')) {
+      const of = read(reservationSchema, pair);
+      const [, host] = pair.key.split('/') as [string, string];
+      if (of === undefined) continue;
+      if (!(host === own && of.holder === lost) && !(host === lost && of.holder === own)) continue;
+      this.release(of.ticket, host).catch((error: unknown) => {
+        this.#log.warn({ ...of, host, err: error }, 'room is kept until it runs out');
+      });
     }
   }
 }
 
-function parse<S extends z.ZodType>(schema: S, value: Buffer): z.output<S> | undefined {
+function keyOf({ before, after }: Change): string {
+  return (after ?? before)?.key ?? '';
+}
+
+/** Undefined also for what a newer host wrote that is not understood here. */
+function read<S extends z.ZodType>(schema: S, pair: Pair | undefined): z.output<S> | undefined {
+  if (pair === undefined) return undefined;
   try {
-    return schema.parse(JSON.parse(value.toString()));
+    return schema.parse(JSON.parse(pair.value));
   } catch {
-    // A newer host's, perhaps: it is as if it were not there.
     return undefined;
   }
 }
 
-function isSame(one: HostRoom, other: HostRoom): boolean {
-  return one.roomBytes === other.roomBytes && one.slots === other.slots && one.vms === other.vms;
+function lessened(pair: Pair, { slots, bytesEach }: HostReservation): HostRoom {
+  const room = read(hostRoomSchema, pair) ?? NO_ROOM;
+  return {
+    ...room,
+    slots: room.slots - slots,
+    roomBytes: Math.max(0, room.roomBytes - slots * bytesEach),
+  };
 }
 
-function unavailable(cause: unknown): SnowforkError {
-  const words = cause instanceof Error ? cause.message : String(cause);
-  return new SnowforkError(
-    'SF_CLUSTER_UNAVAILABLE',
-    `the cluster's store (etcd) does not answer: ${words}. Running clones go on; new tickets are ` +
-      'refused until it has its majority again',
-    { cause },
-  );
+function isSame(one: HostRoom, other: HostRoom): boolean {
+  return one.roomBytes === other.roomBytes && one.slots === other.slots && one.vms === other.vms;
 }

@@ -1,6 +1,7 @@
 // Opens the cluster's store for a host: starts its member of etcd where there is to be one, and
 // connects. Called when the host comes into its cluster, and when the agent starts.
 
+import path from 'node:path';
 import type { Logger } from 'pino';
 import type { ClusterFile } from './cluster-file.js';
 import type { ClusterStore } from './cluster-store.js';
@@ -12,11 +13,18 @@ export async function openClusterStore(
   file: ClusterFile,
   { stateRoot, log }: { stateRoot: string; log: Logger },
 ): Promise<ClusterStore> {
-  if (file.member !== undefined) await EtcdProcess.open(stateRoot, file);
-  const { ca, certificate, privateKey, cluster, store } = file;
+  const { ca, certificate, privateKey, cluster, store, host, member: ports } = file;
   const { endpoints } = store;
-  return await EtcdStore.open({
-    ...{ ca, certificate, privateKey, endpoints, log },
-    cluster: cluster.id,
-  });
+  const access = { ca, certificate, privateKey };
+  const { name, address } = host;
+  const folder = path.join(stateRoot, 'etcd');
+  const member =
+    ports && (await EtcdProcess.open({ ...access, ...ports, ...{ folder, log, name, address } }));
+  try {
+    const ended = () => member?.leave();
+    return await EtcdStore.open({ ...access, ...{ endpoints, log, ended }, cluster: cluster.id });
+  } catch (error) {
+    member?.leave();
+    throw error;
+  }
 }

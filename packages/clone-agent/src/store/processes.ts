@@ -110,6 +110,12 @@ export class WatchedProcess {
     this.#onExit();
   }
 
+  /** Nobody asks any more: `exited` stays open. */
+  forget(): void {
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+
   kill(signal: NodeJS.Signals): void {
     this.look();
     if (this.isAlive) process.kill(this.pid, signal);

@@ -1,0 +1,146 @@
+// The connection to etcd: to whichever of its members answers, and every call with an end. It says in
+// one way that etcd has no majority; what is kept there, `etcd.ts` knows.
+
+import { once } from 'node:events';
+import { setTimeout as delay } from 'node:timers/promises';
+import { SnowforkError } from '@snowfork/sdk/api';
+import { ConstantBackoff, handleWhen, noop, retry } from 'cockatiel';
+import { Etcd3, isRecoverableError, type Namespace } from 'etcd3';
+import { STORE_SERVER_NAME } from './authority.js';
+
+/** For all attempts together. */
+export const CALL_TIMEOUT_MS = 5000;
+/** A member that does not answer by then is given up for the next one. */
+const ATTEMPT_TIMEOUT_MS = 1500;
+const MEMBERS_PER_ROUND_MAX = 3;
+const ATTEMPT_AGAIN_MS = 50;
+/** Pings of an idle connection; etcd refuses those that come more often than every 5 seconds. */
+const PING_MS = 10_000;
+const PONG_TIMEOUT_MS = 3000;
+const CONNECT_AGAIN_MS_MAX = 1000;
+
+export interface EtcdAccess {
+  /** https://ADDRESS:PORT of each member. */
+  readonly endpoints: readonly string[];
+  /** The cluster's id: its keys are apart from those of any other cluster. */
+  readonly cluster: string;
+  /** PEM. */
+  readonly ca: string;
+  readonly certificate: string;
+  readonly privateKey: string;
+}
+
+export class EtcdLink {
+  readonly #client: Etcd3;
+  readonly #space: Namespace;
+  #isSilent = false;
+
+  constructor({ endpoints, cluster, ca, certificate, privateKey }: EtcdAccess) {
+    const attempts = handleWhen((error) => isRecoverableError(error));
+    this.#client = new Etcd3({
+      hosts: [...endpoints],
+      grpcOptions: {
+        'grpc.ssl_target_name_override': STORE_SERVER_NAME,
+        'grpc.keepalive_time_ms': PING_MS,
+        'grpc.keepalive_timeout_ms': PONG_TIMEOUT_MS,
+        'grpc.initial_reconnect_backoff_ms': ATTEMPT_AGAIN_MS,
+        'grpc.max_reconnect_backoff_ms': CONNECT_AGAIN_MS_MAX,
+      },
+      credentials: {
+        rootCertificate: Buffer.from(ca),
+        privateKey: Buffer.from(privateKey),
+        certChain: Buffer.from(certificate),
+      },
+      defaultCallOptions: ({ isStream }) =>
+        isStream ? {} : { deadline: Date.now() + ATTEMPT_TIMEOUT_MS },
+      faultHandling: {
+        // A round of attempts, each at another member; none is shunned, as there are few.
+        global: retry(attempts, {
+          maxAttempts: Math.min(endpoints.length, MEMBERS_PER_ROUND_MAX) - 1,
+          backoff: new ConstantBackoff(ATTEMPT_AGAIN_MS),
+        }),
+        host: () => noop,
+        watchBackoff: new ConstantBackoff(ATTEMPT_AGAIN_MS).next(),
+      },
+    });
+    this.#space = this.#client.namespace(`/snowfork/${cluster}/`);
+  }
+
+  /** The last call had no answer. */
+  get isSilent(): boolean {
+    return this.#isSilent;
+  }
+
+  /**
+   * What etcd says; keys are without the cluster's prefix. An attempt without an answer is repeated,
+   * though etcd may have done what it asked for.
+   * @throws SnowforkError SF_CLUSTER_UNAVAILABLE
+   */
+  async call<T>(
+    work: (space: Namespace) => PromiseLike<T>,
+    timeoutMs = CALL_TIMEOUT_MS,
+  ): Promise<T> {
+    const signal = AbortSignal.timeout(timeoutMs);
+    try {
+      const answer = await Promise.race([this.#rounds(work, signal), abortOf(signal)]);
+      this.#isSilent = false;
+      return answer;
+    } catch (error) {
+      this.#isSilent = true;
+      throw unavailable(error);
+    }
+  }
+
+  /** A watch outlives its connection, and goes on where it was. */
+  watch(startRevision: bigint) {
+    return this.#space.watch().prefix('').startRevision(String(startRevision)).watcher();
+  }
+
+  /** @returns how long the lease lasts from now, in seconds: 0 when it is lost. */
+  async renew(lease: string): Promise<number> {
+    return await this.call(async ({ leaseClient }) => {
+      const stream = await leaseClient.leaseKeepAlive({
+        deadline: Date.now() + ATTEMPT_TIMEOUT_MS,
+      });
+      try {
+        return await new Promise<number>((resolve, reject) => {
+          stream.on('data', ({ TTL }) => resolve(Number(TTL)));
+          stream.on('error', reject);
+          stream.on('end', () => reject(new Error('the connection ended')));
+          stream.write({ ID: lease });
+        });
+      } finally {
+        stream.end();
+      }
+    });
+  }
+
+  close(): void {
+    this.#client.close();
+  }
+
+  async #rounds<T>(work: (space: Namespace) => PromiseLike<T>, signal: AbortSignal): Promise<T> {
+    for (;;) {
+      try {
+        return await work(this.#space);
+      } catch (error) {
+        if (signal.aborted || !isRecoverableError(error as Error)) throw error;
+        await delay(ATTEMPT_AGAIN_MS);
+      }
+    }
+  }
+}
+
+async function abortOf(signal: AbortSignal): Promise<never> {
+  await once(signal, 'abort');
+  throw new Error('it did not answer in time');
+}
+
+function unavailable(cause: unknown): SnowforkError {
+  return new SnowforkError(
+    'SF_CLUSTER_UNAVAILABLE',
+    'the cluster store (etcd) does not answer: running clones go on, new tickets are refused until ' +
+      'it has its majority again',
+    { cause },
+  );
+}
