@@ -2,6 +2,7 @@
 // own (`net-hosts.ts`). `docs/benchmarks.md` says what each figure means. The parts are in `remote/`,
 // and they run one after another.
 
+import { benchDelivery, checkDelivery, deliveryTable } from './remote/delivery.js';
 import { benchFloor, checkFloor, floorTable } from './remote/floor.js';
 import { part, runBench } from './support/run.js';
 
@@ -10,5 +11,6 @@ await runBench({
   sizesMib: [],
   parts: {
     floor: part(benchFloor, checkFloor, floorTable),
+    delivery: part(benchDelivery, checkDelivery, deliveryTable),
   },
 });

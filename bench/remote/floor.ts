@@ -14,6 +14,7 @@ import {
   abortConnection,
   fuseConnection,
   mountFuse,
+  type NetHost,
   NetHosts,
   openFuse,
   startPager,
@@ -49,7 +50,7 @@ export async function benchFloor({ options, quiet, say }: BenchContext): Promise
 
 async function echoes(count: number): Promise<number[]> {
   await using net = await NetHosts.create({ hosts: 2 });
-  const [alpha, beta] = net.hosts as [(typeof net.hosts)[0], (typeof net.hosts)[0]];
+  const [alpha, beta] = net.hosts as [NetHost, NetHost];
   const stdio = ['ignore', 'pipe', 'inherit'] as const;
   const port = String(ECHO_PORT);
   const server = beta.spawn(process.execPath, [ECHO_MAIN, 'serve', port], { stdio: [...stdio] });

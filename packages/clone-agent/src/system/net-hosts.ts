@@ -149,7 +149,8 @@ export class NetHosts {
     const peer = ['name', 'eth0', 'mtu', String(mtuBytes), 'netns', String(namespace.pid)];
     await bridge.run('ip', 'link', 'add', `port${index}`, ...end, 'peer', ...peer);
     await bridge.run('ip', 'link', 'set', `port${index}`, 'master', 'bridge', 'up');
-    await namespace.run('ip', 'address', 'add', `${host.address}/24`, 'dev', 'eth0');
+    const address = [`${host.address}/24`, 'broadcast', '+', 'dev', 'eth0'];
+    await namespace.run('ip', 'address', 'add', ...address);
     await namespace.run('ip', 'link', 'set', 'lo', 'up');
     await namespace.run('ip', 'link', 'set', 'eth0', 'up');
     await namespace.run('ip', 'route', 'add', '224.0.0.0/4', 'dev', 'eth0');
