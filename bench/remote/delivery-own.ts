@@ -1,5 +1,6 @@
 // A file delivered by Snowfork: one memory server has it as a layer, and receivers prefetch all of it.
 
+import type { ChildProcess } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import path from 'node:path';
@@ -45,7 +46,7 @@ export const deliverByMemoryServer: Deliver = async (of) => {
     const args = [RECEIVER_MAIN, JSON.stringify(wanted)];
     return host.spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'] });
   });
-  await Promise.all(children.map((child) => once(child.stdout!, 'data')));
+  await Promise.all(children.map(spoken));
   const start = async (): Promise<void> => {
     const ended = children.map(async (child) => {
       child.stdin!.write('go\n');
@@ -69,9 +70,19 @@ async function serve(
     ],
     { stdio: ['ignore', 'pipe', 'inherit'] },
   );
-  await once(server.stdout!, 'data');
+  await spoken(server);
   const client = await LineClient.connect(path.join(of.folder, MEMORY_SERVER_SOCKET), PEER);
   const layers = [{ path: of.file }];
   await client.execute('serve', { snapshot: 's1', key: of.key, group: GROUP, layers });
   client.close();
+}
+
+/** Rejects when it ends without a word. */
+async function spoken(child: ChildProcess): Promise<void> {
+  const ended = once(child, 'exit').then(([code]) => {
+    throw new Error(`${child.spawnargs.join(' ')} ended with ${code}`);
+  });
+  // Later on, its end is nothing bad.
+  ended.catch(() => {});
+  await Promise.race([once(child.stdout!, 'data'), ended]);
 }

@@ -5,6 +5,7 @@ import { createHash, randomFillSync } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { pipeline } from 'node:stream/promises';
+import { setTimeout as delay } from 'node:timers/promises';
 import { type NetHost, NetHosts } from '../support/agent-parts.js';
 import type { BenchContext } from '../support/context.js';
 import { atMost, type Check, number, spread, table } from '../support/report.js';
@@ -19,6 +20,8 @@ const FILE_MIB = 512;
 const FILE_MIB_QUICK = 128;
 const ROUNDS = 5;
 const ROUNDS_QUICK = 1;
+/** A hundred times what the link takes. */
+const DELIVERY_MS_MAX = 430_000;
 const PIECE_BYTES = 16 * MIB;
 
 /** Prepares everything; `start` is what is timed: it resolves when all receivers have the file. */
@@ -93,7 +96,7 @@ async function deliver(
     const { files, start } = await by({ ...hosts, folder, file, fileBytes, linkBitsPerSecond });
     const sentBefore = net.hosts.map(sentBytes);
     const startedAt = performance.now();
-    await start();
+    await inTime(start());
     const seconds = (performance.now() - startedAt) / 1000;
     const [sent, ...said] = net.hosts.map((host, index) => sentBytes(host) - sentBefore[index]!);
     for (const each of files) {
@@ -103,6 +106,13 @@ async function deliver(
     return { seconds, sentMib: sent! / MIB, saidMib: saidBytes / MIB };
   } finally {
     fs.rmSync(folder, { recursive: true });
+  }
+}
+
+async function inTime(delivered: Promise<void>): Promise<void> {
+  const late = delay(DELIVERY_MS_MAX, true, { ref: false });
+  if (await Promise.race([delivered.then(() => false), late])) {
+    throw new Error(`not delivered within ${DELIVERY_MS_MAX / 1000} s`);
   }
 }
 
