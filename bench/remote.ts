@@ -4,6 +4,7 @@
 
 import { benchDelivery, checkDelivery, deliveryTable } from './remote/delivery.js';
 import { benchFloor, checkFloor, floorTable } from './remote/floor.js';
+import { benchMigration, checkMigration, migrationTable } from './remote/migration.js';
 import { part, runBench } from './support/run.js';
 
 await runBench({
@@ -12,5 +13,6 @@ await runBench({
   parts: {
     floor: part(benchFloor, checkFloor, floorTable),
     delivery: part(benchDelivery, checkDelivery, deliveryTable),
+    migration: part(benchMigration, checkMigration, migrationTable),
   },
 });

@@ -11,7 +11,12 @@ import path from 'node:path';
 import { benchImage, endHost, poolFilled, startHost } from '../support/bench-host.js';
 import type { BenchContext } from '../support/context.js';
 import { Forker } from '../support/forker.js';
-import { PlainQemu, type PlainQemuOptions, prepareParts } from '../support/plain-qemu.js';
+import {
+  holdProgram,
+  PlainQemu,
+  type PlainQemuOptions,
+  prepareParts,
+} from '../support/plain-qemu.js';
 import { atLeast, type Check, spread, table } from '../support/report.js';
 import { type Summary, summarise } from '../support/statistics.js';
 
@@ -110,7 +115,7 @@ async function measurePlain(
     folder: path.join(options.folder, 'source'),
   });
   await source.booted();
-  await source.startCommand(['perl', '-e', HOLD], '');
+  await source.startCommand(['perl', '-e', holdProgram(USED_MIB)], '');
   const rows: { savedMs: number; restoredMs: number; answeredMs: number }[] = [];
   for (let round = 0; round < rounds; round++) {
     const file = path.join(options.folder, 'state');
@@ -138,16 +143,6 @@ async function measurePlain(
     answeredMs: summarise(rows.map(({ answeredMs }) => answeredMs)),
   };
 }
-
-/** As `hold` of forker.pl, which needs an agent. */
-const HOLD = `
-  $| = 1;
-  my $held = '';
-  $held .= "\\1" x (1 << 20) for 1 .. ${USED_MIB};
-  substr $held, $_ * 4096, 4096, pack('V2', 1, $_) x 512 for 0 .. ${USED_MIB} * 256 - 1;
-  print "held\\n";
-  sleep;
-`;
 
 export function checkAlone({ plain, firstFork, laterFork }: AloneResult): Check[] {
   return [

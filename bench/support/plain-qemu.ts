@@ -12,6 +12,7 @@ import {
   connectQmp,
   guestFolder,
   hashImage,
+  type NetHost,
   type PreparedImage,
   parseImageFile,
   parseMemory,
@@ -24,6 +25,8 @@ import { imageFile, stateFolder } from './bench-host.js';
 const BOOT_TIMEOUT_MS = 180_000;
 const ANSWER_TIMEOUT_MS = 120_000;
 const MIGRATION_POLL_MS = 5;
+/** QEMU's own limit is 128 MiB/s. */
+const UNLIMITED_BYTES_PER_S = 1e12;
 const MIGRATION_TIMEOUT_MS = 300_000;
 
 /** Kernel, initramfs and disk, kept beside the bench's images until the image's file changes. */
@@ -63,7 +66,9 @@ export interface PlainQemuOptions {
   readonly cpuModel: string;
   /** For its sockets. */
   readonly folder: string;
-  /** Wait for `restore` instead of booting. */
+  /** Its network is that of this host; otherwise the machine's. */
+  readonly host?: NetHost;
+  /** Wait for `restore` or `listen` instead of booting. */
   readonly incoming?: boolean;
 }
 
@@ -77,8 +82,11 @@ export class PlainQemu {
     fs.mkdirSync(options.folder, { recursive: true });
     const socket = (name: string) => path.join(options.folder, `${name}.sock`);
     // It ends with the bench, whatever ends that.
-    const command = ['--pdeathsig', 'KILL', options.binary, ...plainArguments(options, socket)];
-    const qemu = spawn('setpriv', command, { stdio: ['ignore', 'ignore', 'inherit'] });
+    const enter = options.host === undefined ? [] : ['nsenter', `--net=${options.host.namespace}`];
+    const command = [...enter, options.binary, ...plainArguments(options, socket)];
+    const qemu = spawn('setpriv', ['--pdeathsig', 'KILL', ...command], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
     const ended = new AbortController();
     qemu.once('exit', (code) => ended.abort(new Error(`the plain QEMU ended with code ${code}`)));
     const qmp = await connectQmp(socket('qmp'), { signal: ended.signal });
@@ -148,6 +156,48 @@ export class PlainQemu {
     await this.#qmp.execute('cont');
   }
 
+  /** @returns why it can't take part in post-copy, or undefined when it will. */
+  async usePostCopy(): Promise<string | undefined> {
+    const capabilities = [{ capability: 'postcopy-ram', state: true }];
+    try {
+      await this.#qmp.execute('migrate-set-capabilities', { capabilities });
+      return undefined;
+    } catch (error) {
+      return (error as Error).message;
+    }
+  }
+
+  /** Takes a VM from the network: `tcp:ADDRESS:PORT`. */
+  async listen(uri: string): Promise<void> {
+    await this.#qmp.execute('migrate-incoming', { uri });
+  }
+
+  /**
+   * Sends the VM to one that listens, as fast as the network goes: stopped, or by post-copy, in which
+   * it is stopped at once and its memory follows. Resolves when all of it is there.
+   */
+  async sendTo(uri: string, how: 'stopped' | 'post-copy'): Promise<void> {
+    await this.#qmp.execute('migrate-set-parameters', { 'max-bandwidth': UNLIMITED_BYTES_PER_S });
+    if (how === 'stopped') await this.#qmp.execute('stop');
+    await this.#qmp.execute('migrate', { uri });
+    if (how === 'post-copy') {
+      await this.#migrationIs('active');
+      await this.#qmp.execute('migrate-start-postcopy');
+    }
+    await this.#migrated();
+  }
+
+  /** Until the processor's state is here: it runs on, or `resume` lets it. */
+  async arrived(): Promise<void> {
+    const deadline = performance.now() + MIGRATION_TIMEOUT_MS;
+    for (;;) {
+      const { status } = (await this.#qmp.execute('query-status')) as { status: string };
+      if (status !== 'inmigrate') return;
+      if (performance.now() > deadline) throw new Error('nothing came to the plain QEMU');
+      await delay(MIGRATION_POLL_MS);
+    }
+  }
+
   /** Until the guest side answers. */
   async answered(): Promise<void> {
     this.#port.send(encodeFrame(FrameType.ping, 0));
@@ -163,12 +213,16 @@ export class PlainQemu {
     this.#port.close();
   }
 
-  /** `query-migrate` as a script would. */
   async #migrated(): Promise<void> {
+    await this.#migrationIs('completed');
+  }
+
+  /** `query-migrate` as a script would. */
+  async #migrationIs(wanted: 'active' | 'completed'): Promise<void> {
     const deadline = performance.now() + MIGRATION_TIMEOUT_MS;
     for (;;) {
       const { status } = (await this.#qmp.execute('query-migrate')) as { status?: string };
-      if (status === 'completed') return;
+      if (status === wanted) return;
       if (status === 'failed' || performance.now() > deadline) {
         throw new Error(`the migration of the plain QEMU is ${status}`);
       }
@@ -240,4 +294,16 @@ class GuestPort {
       if (await Promise.race([woken, timedOut])) throw new Error('the plain guest does not answer');
     }
   }
+}
+
+/** A Perl program that takes so much memory, all of it filled, says `held` and sleeps. */
+export function holdProgram(mib: number): string {
+  return `
+  $| = 1;
+  my $held = '';
+  $held .= "\\1" x (1 << 20) for 1 .. ${mib};
+  substr $held, $_ * 4096, 4096, pack('V2', 1, $_) x 512 for 0 .. ${mib} * 256 - 1;
+  print "held\\n";
+  sleep;
+`;
 }
