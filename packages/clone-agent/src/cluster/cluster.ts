@@ -19,7 +19,7 @@ import type { ClusterStore, HostRecord, HostReservation } from './cluster-store.
 import { admit, askToJoin } from './joining.js';
 import type { PeerHandlers, PeerMethod, PeerParams, PeerResult } from './peer-methods.js';
 import { PeerServer } from './peer-server.js';
-import { Peers } from './peers.js';
+import { type PeerAddress, Peers } from './peers.js';
 import { TOKEN_LIFETIME_MS, Tokens } from './token.js';
 
 /** Ports of the store's member on the host that made the cluster. */
@@ -29,6 +29,8 @@ const STORE_PEER_PORT = 7413;
 const OPEN_AGAIN_MS = 2000;
 const ROOM_LOOK_MS = 1000;
 const ASK_TIMEOUT_MS = 3000;
+/** How often a host is asked that is there and of which the store does not hear. */
+const LOST_LOOK_MS = 2000;
 
 export interface ClusterContext {
   readonly stateRoot: string;
@@ -62,6 +64,8 @@ export class Cluster {
   readonly #tokens: Tokens;
   #file: ClusterFile | undefined;
   #membership: Membership | undefined;
+  /** Of all hosts that were ever there. */
+  readonly #addresses = new Map<string, PeerAddress>();
 
   constructor(context: ClusterContext) {
     this.#context = context;
@@ -264,7 +268,7 @@ export class Cluster {
   async #enter(file: ClusterFile): Promise<Membership> {
     const { log, handlers, version } = this.#context;
     const store = await this.#context.openStore(file);
-    const peers = new Peers(file, (host) => addressOf(store, host));
+    const peers = new Peers(file, (host) => this.#addressOf(store, host));
     let server: PeerServer | undefined;
     try {
       server = await PeerServer.listen({
@@ -284,17 +288,36 @@ export class Cluster {
       await store.close();
       throw error;
     }
-    store.onLost((host) => this.#context.hostLost(host, 'it is not heard of any more'));
+    store.onLost((host) => void this.#confirmLost(host));
     store.onReservations((reservations) => this.#context.reserved(reservations));
     const looking = setInterval(() => this.#publishRoom(store), ROOM_LOOK_MS);
     looking.unref();
     return { file, server, peers, store, looking };
   }
 
+  /** The store has not heard of it for long: so has this host, or it is only slow. */
+  async #confirmLost(host: string): Promise<void> {
+    while (this.#membership !== undefined && !this.isMember(host)) {
+      try {
+        await this.call(host, 'ping', {}, AbortSignal.timeout(ASK_TIMEOUT_MS));
+      } catch {
+        this.#context.hostLost(host, 'it is not heard of any more');
+        return;
+      }
+      await delay(LOST_LOOK_MS, undefined, { ref: false });
+    }
+  }
+
   #publishRoom(store: ClusterStore): void {
     store.publishRoom(this.#context.room()).catch((error: unknown) => {
       this.#context.log.warn({ err: error }, 'the room of this host is not told');
     });
+  }
+
+  /** Also of a host that was there lately. @throws SnowforkError SF_HOST_NOT_FOUND. */
+  #addressOf(store: ClusterStore, host: string): PeerAddress {
+    for (const record of store.hosts()) this.#addresses.set(record.name, record);
+    return this.#addresses.get(host) ?? addressOf(store, host);
   }
 
   #assertAlone(): void {

@@ -1,0 +1,238 @@
+// Clones on several hosts: real agents and real VMs, each host a network namespace. Where clones are,
+// that each has its parent's memory, whatever happens to datagrams and hosts, and who is refused.
+
+import type { Host, Vm } from '@snowfork/sdk';
+import { afterAll, afterEach, beforeAll, expect, it, vi } from 'vitest';
+import { clonesOf, describeVms, endVms, rejection, sh } from '../fixtures/guests.js';
+import {
+  agentLog,
+  type ClusterHost,
+  ClusterHosts,
+  processOf,
+  selfOf,
+} from '../support/cluster-hosts.js';
+import { eventually } from '../support/eventually.js';
+
+const ORIGIN_TIMEOUT_MS = 4000;
+const DATA_MIB = 12;
+const MAKE_DATA = `dd if=/dev/urandom of=/dev/shm/data bs=1M count=${DATA_MIB} 2>/dev/null`;
+const HASH = 'md5sum < /dev/shm/data';
+const MEMORY_SERVER = 'memserver/dist/main.js';
+const SETUP_MS = 120_000;
+const LEASE_MS_MAX = 60_000;
+
+describeVms('a cluster of three hosts', () => {
+  let cluster: ClusterHosts;
+  let alpha: ClusterHost;
+  let beta: ClusterHost;
+  let gamma: ClusterHost;
+  let vm: Vm;
+  let hash: string;
+
+  beforeAll(async () => {
+    cluster = await ClusterHosts.join(3, { originTimeoutMs: ORIGIN_TIMEOUT_MS });
+    [alpha, beta, gamma] = cluster.hosts as [ClusterHost, ClusterHost, ClusterHost];
+    vm = await alpha.sf.launch('minimal');
+    hash = await sh(vm, `${MAKE_DATA}; ${HASH}`);
+  }, SETUP_MS);
+
+  afterEach(async () => {
+    for (const { net } of cluster?.hosts ?? []) await net.heal();
+    if (vm !== undefined) await endVms(alpha.sf, [vm]);
+  });
+
+  afterAll(async () => {
+    await cluster?.close();
+  });
+
+  async function hashes(clones: readonly Vm[]): Promise<string[]> {
+    return await Promise.all(clones.map((clone) => sh(clone, HASH)));
+  }
+
+  const hostsOf = (clones: readonly Vm[]) => clones.map(({ initialInfo }) => initialInfo.host);
+
+  it('has them all, as every host sees it', async () => {
+    for (const { sf } of cluster.hosts) {
+      const hosts = await sf.hosts();
+      expect(hosts.map(({ name, state }) => [name, state])).toEqual([
+        ['alpha', 'up'],
+        ['beta', 'up'],
+        ['gamma', 'up'],
+      ]);
+    }
+  });
+
+  it('runs the clones of a fork on every host, each with the memory of its parent', async () => {
+    const clones = clonesOf(await vm.fork(6));
+    expect(hostsOf(clones).sort()).toEqual(['alpha', 'alpha', 'beta', 'beta', 'gamma', 'gamma']);
+    for (const { id, initialInfo } of clones)
+      expect(id.endsWith(`-${initialInfo.host}`)).toBe(true);
+    expect(await hashes(clones)).toEqual(clones.map(() => hash));
+    expect(await Promise.all(clones.map((clone) => sh(clone, 'hostname')))).toEqual(
+      clones.map(({ id }) => id),
+    );
+    const listed = (await beta.sf.vms()).map(({ id }) => id);
+    expect(listed.sort()).toEqual([vm.id, ...clones.map(({ id }) => id)].sort());
+  });
+
+  it('places clones as it is asked to', async () => {
+    expect(hostsOf(clonesOf(await vm.fork(2, { place: 'pack' })))).toEqual(['alpha', 'alpha']);
+    expect(hostsOf(clonesOf(await vm.fork(2, { hosts: ['beta'] })))).toEqual(['beta', 'beta']);
+    const spread = hostsOf(clonesOf(await vm.fork(2, { hosts: ['gamma', 'beta'] })));
+    expect(spread.sort()).toEqual(['beta', 'gamma']);
+    const unknown = await rejection(vm.fork(2, { hosts: ['delta'] }));
+    expect(unknown).toMatchObject({ code: 'SF_HOST_NOT_FOUND' });
+    expect(unknown.message).toContain('alpha, beta, gamma');
+  });
+
+  it('answers for a VM wherever it is, from any host', async () => {
+    const [clone] = clonesOf(await vm.fork(1, { hosts: ['beta'] }));
+    const far = await gamma.sf.vm(clone!.id);
+    expect(await sh(far, 'echo $((6 * 7)); hostname')).toBe(`42\n${clone!.id}`);
+    expect(await far.stats()).toMatchObject({ vm: clone!.id });
+    const ended = far.wait();
+    await far.kill();
+    expect(await ended).toMatchObject({ how: 'killed' });
+    await expect(gamma.sf.vm('vm999-beta')).rejects.toMatchObject({ code: 'SF_VM_NOT_FOUND' });
+  });
+
+  it('hands over what clones elsewhere have to say, and ends them with their ticket', async () => {
+    const fork = 'id=$(sf-guest fork 3 --hosts beta,gamma --ticket-file /tmp/t)';
+    const exit = `[ $id -gt 0 ] && sf-guest exit "$id $(${HASH})"`;
+    const answers = await sh(vm, `${fork}; ${exit}; sf-guest join $(cat /tmp/t)`);
+    const expected = [1, 2, 3].map((id) => expect.stringContaining(`${id} ${hash}`));
+    expect(answers.split('\n').sort()).toEqual(expected);
+
+    const { ticket, ...forked } = await vm.fork(2, { hosts: ['gamma'] });
+    await alpha.sf.killTicket(ticket.id);
+    const slots = await alpha.sf.join(ticket.id);
+    expect(slots.map(({ status }) => status)).toEqual(['lost', 'lost']);
+    for (const clone of clonesOf({ ...forked, ticket })) {
+      expect(await clone.wait()).toMatchObject({ how: 'killed' });
+    }
+  });
+
+  it('forks a clone on to a third host, with the memory of both its ancestors', async () => {
+    const [clone] = clonesOf(await vm.fork(1, { hosts: ['beta'] }));
+    const own = await sh(
+      clone!,
+      'dd if=/dev/urandom of=/dev/shm/own bs=1M count=4 2>/dev/null; md5sum < /dev/shm/own',
+    );
+    const grandchildren = clonesOf(await clone!.fork(2, { hosts: ['gamma', 'alpha'] }));
+    expect(hostsOf(grandchildren).sort()).toEqual(['alpha', 'gamma']);
+    expect(await hashes(grandchildren)).toEqual([hash, hash]);
+    for (const grandchild of grandchildren) {
+      expect(await sh(grandchild, 'md5sum < /dev/shm/own')).toBe(own);
+    }
+  });
+
+  it('launches an image that only another host has', async () => {
+    const far = await gamma.sf.launch('minimal');
+    expect(far.initialInfo.host).toBe('gamma');
+    expect(await sh(far, 'ls /usr/bin | wc -l')).toBe(await sh(vm, 'ls /usr/bin | wc -l'));
+    await expect(gamma.sf.launch('nobody')).rejects.toMatchObject({ code: 'SF_IMAGE_NOT_FOUND' });
+  });
+
+  it('loses a tenth of all datagrams, and no page', async () => {
+    for (const { net } of cluster.hosts) await net.loseDatagrams(0.1);
+    const clones = clonesOf(await vm.fork(2, { hosts: ['beta', 'gamma'] }));
+    expect(await hashes(clones)).toEqual([hash, hash]);
+  });
+
+  it('gets pages by unicast where multicast does not reach', async () => {
+    await gamma.net.blockMulticast();
+    const [clone] = clonesOf(await vm.fork(1, { hosts: ['gamma'] }));
+    expect(await sh(clone!, HASH)).toBe(hash);
+    const { network } = await gamma.sf.stats();
+    const unicast = network!.received.map(({ received }) => received.unicast.datagrams);
+    expect(Math.max(...unicast)).toBeGreaterThan(0);
+  });
+
+  it('goes on when the memory server is killed while clones fetch', async () => {
+    const clones = clonesOf(await vm.fork(2, { hosts: ['beta', 'gamma'] }));
+    const reading = hashes(clones);
+    for (let kills = 0; kills < 3; kills++) {
+      const killed = processOf(alpha, MEMORY_SERVER);
+      process.kill(killed, 'SIGKILL');
+      await eventually(() => expect(processOf(alpha, MEMORY_SERVER)).not.toBe(killed));
+    }
+    expect(await reading).toEqual([hash, hash]);
+  });
+
+  it('brings all to a clone that is to need nobody', async () => {
+    const [clone] = clonesOf(await vm.fork(1, { hosts: ['beta'] }));
+    expect((await clone!.detach()).pages).toBeGreaterThan(0);
+    const { objects } = (await beta.sf.stats()).pager;
+    const { snapshot } = clone!.initialInfo;
+    const needs = objects.filter((of) => of.snapshot === snapshot).map((of) => of.dependsOn);
+    expect(needs.length).toBeGreaterThan(0);
+    expect(needs.every((hosts) => Object.keys(hosts).length === 0)).toBe(true);
+    process.kill(processOf(alpha, MEMORY_SERVER), 'SIGSTOP');
+    try {
+      expect(await sh(clone!, HASH)).toBe(hash);
+    } finally {
+      process.kill(processOf(alpha, MEMORY_SERVER), 'SIGCONT');
+    }
+  });
+
+  it('has clones elsewhere go on when an agent is killed, and joins them after that', async () => {
+    const script = 'id=$(sf-guest fork 2 --hosts beta,gamma --ticket-file /tmp/t)';
+    const wait =
+      '[ $id -gt 0 ] && { while [ ! -e /tmp/go ]; do sleep 0.1; done; sf-guest exit $id; }';
+    await sh(vm, `rm -f /tmp/t; (${script}; ${wait}) > /dev/null 2>&1 &`);
+    const ticket = await eventually(() => sh(vm, 'cat /tmp/t'));
+    for (const host of [alpha, beta]) {
+      host.agent.kill('SIGKILL');
+      await cluster.startAgain(host);
+    }
+    await eventually(async () => expect(await alpha.sf.hosts()).toHaveLength(3));
+    for (const { id } of (await alpha.sf.vms()).filter(({ id }) => id !== vm.id)) {
+      await sh(await alpha.sf.vm(id), 'touch /tmp/go');
+    }
+    const slots = await alpha.sf.join(ticket);
+    expect(slots).toMatchObject([{ status: 'exited' }, { status: 'exited' }]);
+  });
+
+  it('refuses who is no host of it, and says so on both ends', async () => {
+    const stranger = await ClusterHosts.open(1);
+    try {
+      const [outside] = stranger.hosts as [ClusterHost];
+      await expect(outside.sf.hosts()).rejects.toMatchObject({ code: 'SF_NO_CLUSTER' });
+    } finally {
+      await stranger.close();
+    }
+    const { token } = await alpha.sf.newToken();
+    const again = beta.sf.joinCluster({ at: '10.99.0.1:7410', token, ...selfOf(beta) });
+    await expect(again).rejects.toMatchObject({ code: 'SF_BAD_REQUEST' });
+    expect(agentLog(alpha)).not.toContain(token.split('.')[0]);
+  });
+
+  it('says of clones that their origin is gone, and lets those go on that need nobody', async () => {
+    const origin = await beta.sf.launch('minimal');
+    const made = await sh(origin, `${MAKE_DATA}; ${HASH}`);
+    // Or it would get, and keep, what the other one asks for.
+    await gamma.net.blockMulticast();
+    const [whole, poor] = clonesOf(await origin.fork(2, { hosts: ['alpha', 'gamma'] })) as [Vm, Vm];
+    await whole.detach();
+    await beta.net.cutOff();
+    const near = (clone: Vm): Promise<Vm> => hostOf(cluster, clone).vm(clone.id);
+    const poorVm = await near(poor);
+    void poorVm.exec(HASH).catch(() => {});
+    expect(await poorVm.wait()).toMatchObject({
+      how: 'lost',
+      reason: expect.stringContaining('beta'),
+    });
+    expect(await sh(await near(whole), HASH)).toBe(made);
+    // Its lease has to run out first.
+    await vi.waitFor(
+      async () => {
+        expect((await alpha.sf.hosts()).map(({ name }) => name)).toEqual(['alpha', 'gamma']);
+      },
+      { timeout: LEASE_MS_MAX, interval: 200 },
+    );
+  });
+});
+
+function hostOf({ hosts }: ClusterHosts, { initialInfo }: Vm): Host {
+  return hosts.find(({ name }) => name === initialInfo.host)!.sf;
+}
