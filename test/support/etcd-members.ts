@@ -12,7 +12,8 @@ import {
   type Signed,
   signHost,
 } from '../../packages/clone-agent/src/cluster/authority.js';
-import { EtcdStore } from '../../packages/clone-agent/src/cluster/etcd.js';
+import { type EtcdOptions, EtcdStore } from '../../packages/clone-agent/src/cluster/etcd.js';
+import type { EtcdAccess } from '../../packages/clone-agent/src/cluster/etcd-link.js';
 import {
   EtcdProcess,
   type EtcdProcessOptions,
@@ -35,7 +36,7 @@ export class EtcdMembers {
     const urls = names.map((name, index) => [name, `https://${ADDRESS}:${ports[index * 2]}`]);
     for (const [index, name] of names.entries()) {
       members.#members.push({
-        ...(await members.certificate(name)),
+        ...(await members.#sign(name)),
         ...{ name, address: ADDRESS, log: SILENT },
         ...{ peerPort: ports[index * 2]!, clientPort: ports[index * 2 + 1]! },
         ...{ folder: path.join(members.#folder, name), members: Object.fromEntries(urls) },
@@ -47,13 +48,6 @@ export class EtcdMembers {
 
   private constructor(authority: Signed) {
     this.#authority = authority;
-  }
-
-  async certificate(host: string, authority = this.#authority) {
-    const { request, privateKey } = await makeRequest(host);
-    const of = { request, address: ADDRESS, cluster: 'store', host };
-    const certificate = await signHost(authority, of);
-    return { ca: this.#authority.certificate, certificate, privateKey };
   }
 
   /** From now on stores are of another cluster. */
@@ -76,22 +70,26 @@ export class EtcdMembers {
     return this.#members.find((member) => member.name === name)!;
   }
 
-  async open(host: string, { hostTimeoutMs = 6000 } = {}): Promise<EtcdStore> {
-    return await EtcdStore.open({
-      ...(await this.certificate(host)),
-      ...this.access,
-      ...{ log: SILENT, hostTimeoutMs },
-    });
+  /** As a host of the cluster. */
+  async access(host: string): Promise<EtcdAccess> {
+    const endpoints = this.#members.map(({ clientPort }) => `https://${ADDRESS}:${clientPort}`);
+    return { ...(await this.#sign(host)), endpoints, cluster: `cluster${this.#cluster}` };
   }
 
-  get access(): { endpoints: string[]; cluster: string } {
-    const endpoints = this.#members.map(({ clientPort }) => `https://${ADDRESS}:${clientPort}`);
-    return { endpoints, cluster: `cluster${this.#cluster}` };
+  async open(host: string, more: Partial<EtcdOptions> = {}): Promise<EtcdStore> {
+    return await EtcdStore.open({ ...(await this.access(host)), log: SILENT, ...more });
   }
 
   async close(): Promise<void> {
     await Promise.all([...this.#processes.keys()].map((name) => this.stop(name)));
     fs.rmSync(this.#folder, { recursive: true });
+  }
+
+  async #sign(host: string): Promise<Pick<EtcdAccess, 'ca' | 'certificate' | 'privateKey'>> {
+    const { request, privateKey } = await makeRequest(host);
+    const of = { request, address: ADDRESS, cluster: 'store', host };
+    const certificate = await signHost(this.#authority, of);
+    return { ca: this.#authority.certificate, certificate, privateKey };
   }
 }
 

@@ -8,8 +8,10 @@
 //   etcd/process.json   which process it is
 
 import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import fs from 'node:fs';
 import https from 'node:https';
+import net from 'node:net';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { SnowforkError } from '@snowfork/sdk/api';
@@ -65,7 +67,10 @@ export class EtcdProcess {
     fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
     const isNew = !fs.existsSync(path.join(folder, 'data'));
     const member = new EtcdProcess(options);
-    member.#watch(findRunning(folder) ?? start(options));
+    const running = findRunning(folder);
+    // It would be whoever is there that answers.
+    if (running === undefined) await assertFree(options);
+    member.#watch(running ?? start(options));
     try {
       await member.#healthy();
       return member;
@@ -207,6 +212,22 @@ function assertInstalled(): void {
     "etcd is not installed, which keeps the cluster's hosts and tickets: " +
       'apt-get install etcd-server',
   );
+}
+
+/** @throws SnowforkError SF_CLUSTER_UNAVAILABLE */
+async function assertFree({ address, clientPort, peerPort }: EtcdProcessOptions): Promise<void> {
+  for (const port of [clientPort, peerPort]) {
+    const server = net.createServer().listen(port, address);
+    try {
+      await once(server, 'listening');
+      server.close();
+      await once(server, 'close');
+    } catch (cause) {
+      const words = cause instanceof Error ? cause.message : String(cause);
+      const message = `the cluster store (etcd) can't listen at ${address}:${port}: ${words}`;
+      throw new SnowforkError('SF_CLUSTER_UNAVAILABLE', message, { cause });
+    }
+  }
 }
 
 function lastWords(folder: string): string {

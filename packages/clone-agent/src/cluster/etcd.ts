@@ -29,10 +29,8 @@ import { type Change, EtcdMirror, type Pair } from './etcd-mirror.js';
 import { HostLease } from './host-lease.js';
 import { placeClones } from './placement.js';
 
-/** A host of which nothing was heard for so long is lost. */
 const HOST_TIMEOUT_MS = 6000;
-/** A reservation that nobody used by then gives its room back. */
-const RESERVATION_TTL_S = 60;
+const RESERVATION_TIMEOUT_MS = 60_000;
 const RESERVE_ATTEMPTS_MAX = 20;
 /** Of several that ask for the same room again and again, all get their turn. */
 const RESERVE_PAUSE_MS_MAX = 20;
@@ -40,8 +38,10 @@ const NO_ROOM: HostRoom = { roomBytes: 0, slots: 0, vms: 0 };
 
 export interface EtcdOptions extends EtcdAccess {
   readonly log: Logger;
-  /** 6 seconds when nobody says it; not below 2, which is etcd's least. */
+  /** A host of which nothing was heard for so long is lost; etcd takes 2 s for the least. */
   readonly hostTimeoutMs?: number;
+  /** A reservation that nobody used by then gives its room back. */
+  readonly reservationTimeoutMs?: number;
   /** It was closed. */
   readonly ended?: () => void;
 }
@@ -55,6 +55,7 @@ export class EtcdStore implements ClusterStore {
   readonly #link: EtcdLink;
   readonly #log: Logger;
   readonly #hostTimeoutMs: number;
+  readonly #reservationTimeoutMs: number;
   readonly #ended: () => void;
   #mirror!: EtcdMirror;
   readonly #lost: ((host: string) => void)[] = [];
@@ -81,6 +82,7 @@ export class EtcdStore implements ClusterStore {
     this.#link = new EtcdLink(options);
     this.#log = options.log;
     this.#hostTimeoutMs = options.hostTimeoutMs ?? HOST_TIMEOUT_MS;
+    this.#reservationTimeoutMs = options.reservationTimeoutMs ?? RESERVATION_TIMEOUT_MS;
     this.#ended = options.ended ?? (() => {});
   }
 
@@ -219,7 +221,7 @@ export class EtcdStore implements ClusterStore {
   }
 
   async #leaseOfReservation(): Promise<string> {
-    const TTL = RESERVATION_TTL_S;
+    const TTL = Math.ceil(this.#reservationTimeoutMs / 1000);
     const { ID } = await this.#link.call(({ leaseClient }) => leaseClient.leaseGrant({ TTL }));
     return ID;
   }

@@ -1,0 +1,283 @@
+// Hosts that die, hang, are taken out or come back, as the others see it in the cluster's store: three
+// members of etcd with TLS. By loopback: needs no root.
+
+import { type ChildProcess, fork } from 'node:child_process';
+import { once } from 'node:events';
+import { fileURLToPath } from 'node:url';
+import type { Placing } from '@snowfork/sdk/api';
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import type {
+  HostReservation,
+  HostRoom,
+  ReserveRequest,
+} from '../../packages/clone-agent/src/cluster/cluster-store.js';
+import type { EtcdOptions, EtcdStore } from '../../packages/clone-agent/src/cluster/etcd.js';
+import { EtcdLink } from '../../packages/clone-agent/src/cluster/etcd-link.js';
+import { EtcdMembers } from '../support/etcd-members.js';
+import { eventually } from '../support/eventually.js';
+import type { StoreHostStart } from './store-host-main.js';
+
+const HOST_MAIN = fileURLToPath(new URL('store-host-main.ts', import.meta.url));
+const HOST_TIMEOUT_MS = 3000;
+/** All attempts, of each call that a reservation makes. */
+const REFUSED_WITHIN_MS = 12_000;
+const ROOM: HostRoom = { roomBytes: 8000, slots: 8, vms: 0 };
+let members: EtcdMembers;
+let stores: EtcdStore[];
+let children: ChildProcess[];
+
+beforeAll(async () => {
+  members = await EtcdMembers.start(['one', 'two', 'three']);
+  stores = [];
+  children = [];
+}, 60_000);
+afterEach(async () => {
+  for (const child of children) child.kill('SIGKILL');
+  await Promise.all(stores.map((store) => store.close()));
+  stores = [];
+  children = [];
+  members.forgetAll();
+});
+afterAll(() => members.close(), 60_000);
+
+function selfOf(name: string) {
+  return { id: `id of ${name}`, name, address: '127.0.0.1', port: 1, version: '1', startedAt: 1 };
+}
+
+async function open(name: string, more: Partial<EtcdOptions> = {}): Promise<EtcdStore> {
+  const store = await members.open(name, { hostTimeoutMs: HOST_TIMEOUT_MS, ...more });
+  stores.push(store);
+  return store;
+}
+
+async function join(name: string, more: Partial<EtcdOptions> = {}): Promise<EtcdStore> {
+  const store = await open(name, more);
+  await store.join(selfOf(name), ROOM);
+  return store;
+}
+
+/** As a process of its own. */
+async function joinApart(name: string): Promise<ChildProcess> {
+  const child = fork(HOST_MAIN, { execArgv: ['--import', 'tsx'] });
+  children.push(child);
+  const access = await members.access(name);
+  const of = { access, self: selfOf(name), room: ROOM, hostTimeoutMs: HOST_TIMEOUT_MS };
+  child.send(of satisfies StoreHostStart);
+  const said = await Promise.race([once(child, 'message'), once(child, 'exit')]);
+  expect(said).toEqual(['joined', undefined]);
+  return child;
+}
+
+let lastTicket = 0;
+function ask(here: string, asked: number, hosts: string[], hereSlots = 0): ReserveRequest {
+  const placing: Placing = { hosts };
+  const ticket = `t${++lastTicket}-${here}`;
+  return { ticket, asked, bytesEach: 1000, placing, here, hereSlots };
+}
+
+function namesIn(store: EtcdStore): string[] {
+  return store.hosts().map(({ name }) => name);
+}
+
+/** What a host hears from now on. */
+function hearing(store: EtcdStore) {
+  const heard = { lost: [] as string[], reservations: [] as readonly HostReservation[] };
+  store.onLost((host) => heard.lost.push(host));
+  store.onReservations((reservations) => {
+    heard.reservations = reservations;
+  });
+  return heard;
+}
+
+for (const signal of ['SIGKILL', 'SIGSTOP'] as const) {
+  test(`a host that gets ${signal} is lost, and the room that its tickets have is free`, async () => {
+    const alpha = await join('alpha');
+    const heard = hearing(alpha);
+    const beta = await joinApart('beta');
+    await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
+    beta.send(ask('beta', 8, ['alpha']));
+    await once(beta, 'message');
+    await eventually(() => expect(heard.reservations.map(({ slots }) => slots)).toEqual([8]));
+    expect(alpha.hosts()[0]?.room.slots).toBe(0);
+    beta.kill(signal);
+    await eventually(() => expect(heard).toEqual({ lost: ['beta'], reservations: [] }));
+    expect(namesIn(alpha)).toEqual(['alpha']);
+    await alpha.publishRoom(ROOM);
+    const gamma = await join('gamma');
+    const { granted } = await gamma.reserve(ask('gamma', 8, ['alpha']));
+    expect(granted).toEqual([{ host: 'alpha', slots: 8 }]);
+  });
+}
+
+test('what a host has of one that is lost is not kept for it when that one comes back', async () => {
+  const alpha = await join('alpha');
+  const heard = hearing(alpha);
+  const beta = await joinApart('beta');
+  await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
+  await alpha.reserve(ask('alpha', 5, ['beta']));
+  beta.kill('SIGKILL');
+  await eventually(() => expect(heard.lost).toEqual(['beta']));
+  const again = await open('beta');
+  const kept = hearing(again);
+  await again.join(selfOf('beta'), ROOM);
+  await eventually(() => expect(kept.reservations).toEqual([]));
+  await eventually(() => expect(alpha.hosts()[1]?.room).toEqual(ROOM));
+});
+
+test('a reservation that nobody uses runs out', async () => {
+  const alpha = await join('alpha');
+  const heard = hearing(alpha);
+  const beta = await join('beta', { reservationTimeoutMs: 2000 });
+  await beta.reserve(ask('beta', 3, ['alpha']));
+  await eventually(() => expect(heard.reservations).toHaveLength(1));
+  await eventually(() => expect(heard.reservations).toEqual([]));
+  expect(heard.lost).toEqual([]);
+});
+
+test('room that is given back can be promised again as soon as it is told', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const heard = hearing(alpha);
+  const all = ask('beta', 8, ['alpha']);
+  expect((await beta.reserve(all)).granted).toEqual([{ host: 'alpha', slots: 8 }]);
+  const none = await beta.reserve(ask('beta', 1, ['alpha']));
+  expect(none).toEqual({ granted: [], reason: expect.stringContaining('0 of 1') });
+  await beta.release(all.ticket, 'alpha');
+  await eventually(() => expect(heard.reservations).toEqual([]));
+  await alpha.publishRoom(ROOM);
+  const { granted } = await beta.reserve(ask('beta', 8, ['alpha']));
+  expect(granted).toEqual([{ host: 'alpha', slots: 8 }]);
+});
+
+test('a host that was taken for lost by mistake is there again', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const heard = hearing(alpha);
+  await beta.publishRoom({ ...ROOM, vms: 5 });
+  await eventually(() => expect(alpha.hosts()[1]?.room.vms).toBe(5));
+  const link = new EtcdLink(await members.access('alpha'));
+  const { kvs } = await link.call((space) => space.get('host/beta').exec());
+  await link.call(({ leaseClient }) => leaseClient.leaseRevoke({ ID: kvs[0]!.lease }));
+  link.close();
+  await eventually(() => expect(heard.lost).toEqual(['beta']));
+  await eventually(() =>
+    expect(alpha.hosts()[1]).toMatchObject({ name: 'beta', room: { vms: 5 } }),
+  );
+});
+
+test('a host that leaves is gone at once', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const heard = hearing(alpha);
+  const began = performance.now();
+  await beta.close();
+  await eventually(() => expect(heard.lost).toEqual(['beta']));
+  expect(performance.now() - began).toBeLessThan(HOST_TIMEOUT_MS);
+});
+
+test('a host that was taken out of the cluster does not come back', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const heard = hearing(alpha);
+  await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
+  await alpha.remove('beta');
+  await eventually(() => expect(heard.lost).toEqual(['beta']));
+  await beta.publishRoom({ ...ROOM, vms: 1 });
+  const again = await open('beta');
+  await expect(again.join(selfOf('beta'), ROOM)).rejects.toMatchObject({ code: 'SF_PERMISSION' });
+  await expect(alpha.remove('beta')).rejects.toMatchObject({
+    code: 'SF_HOST_NOT_FOUND',
+    message: expect.stringMatching(/beta .* alpha/),
+  });
+  // Another may have its name.
+  const other = await open('beta');
+  await other.join({ ...selfOf('beta'), id: 'another' }, ROOM);
+  await eventually(() => expect(alpha.hosts()[1]?.id).toBe('another'));
+  expect(namesIn(alpha)).toEqual(['alpha', 'beta']);
+});
+
+test('two hosts do not have one name', async () => {
+  await join('alpha');
+  const other = await open('alpha');
+  await expect(other.join({ ...selfOf('alpha'), id: 'another' }, ROOM)).rejects.toMatchObject({
+    code: 'SF_BAD_REQUEST',
+  });
+});
+
+test('an agent that starts again hears what was promised of its host', async () => {
+  const alpha = await join('alpha');
+  await joinApart('beta').then((beta) => {
+    beta.kill('SIGKILL');
+  });
+  await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
+  await alpha.reserve(ask('alpha', 2, ['beta']));
+  const beta = await open('beta');
+  const heard = hearing(beta);
+  await beta.join(selfOf('beta'), ROOM);
+  expect(heard.reservations).toMatchObject([{ holder: 'alpha', slots: 2, bytesEach: 1000 }]);
+});
+
+test('reservers at once never get more than there is, and all get their turn', async () => {
+  const names = ['alpha', 'beta', 'gamma'];
+  const hosts = await Promise.all(names.map((name) => join(name)));
+  await eventually(() => {
+    for (const host of hosts) expect(namesIn(host)).toEqual(names);
+  });
+  const heard = hosts.map(hearing);
+  const answers = await Promise.all(
+    hosts.flatMap((store, index) => {
+      const others = names.filter((_, of) => of !== index);
+      return [1, 2, 3, 4].map((asked) => store.reserve(ask(names[index]!, asked, others)));
+    }),
+  );
+  const granted = answers.flatMap((answer) => answer.granted);
+  // 30 are asked for, of 24.
+  for (const [index, host] of names.entries()) {
+    const slots = granted.filter((of) => of.host === host).reduce((sum, of) => sum + of.slots, 0);
+    expect(slots).toBe(ROOM.slots);
+    await eventually(() => {
+      const kept = heard[index]!.reservations.reduce((sum, of) => sum + of.slots, 0);
+      expect(kept).toBe(slots);
+    });
+    await eventually(() => expect(hosts[0]!.hosts()[index]!.room.slots).toBe(0));
+  }
+});
+
+test('a member that dies is not missed, whichever it is', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const heard = hearing(beta);
+  for (const [index, member] of ['one', 'two', 'three'].entries()) {
+    await members.stop(member);
+    const { granted } = await alpha.reserve(ask('alpha', 1, ['beta']));
+    expect(granted).toEqual([{ host: 'beta', slots: 1 }]);
+    await eventually(() => expect(heard.reservations).toHaveLength(index + 1));
+    await members.start(member);
+  }
+  expect(heard.lost).toEqual([]);
+});
+
+test('without a majority tickets are refused, hosts stay, and all goes on by itself', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
+  const lost = [hearing(alpha), hearing(beta)].map((heard) => heard.lost);
+  await members.stop('one');
+  await members.stop('two');
+  const refused = {
+    code: 'SF_CLUSTER_UNAVAILABLE',
+    message: expect.stringMatching(/running clones go on, new tickets are refused/),
+  };
+  const began = performance.now();
+  await expect(alpha.reserve(ask('alpha', 1, ['beta']))).rejects.toMatchObject(refused);
+  expect(performance.now() - began).toBeLessThan(REFUSED_WITHIN_MS);
+  // Also one that needs no other host.
+  await expect(alpha.reserve(ask('alpha', 1, ['alpha'], 8))).rejects.toMatchObject(refused);
+  await expect(beta.publishRoom({ ...ROOM, vms: 1 })).rejects.toMatchObject(refused);
+  await expect(open('gamma')).rejects.toMatchObject(refused);
+  expect(namesIn(alpha)).toEqual(['alpha', 'beta']);
+  await Promise.all([members.start('one'), members.start('two')]);
+  await eventually(async () => {
+    const { granted } = await alpha.reserve(ask('alpha', 1, ['beta']));
+    expect(granted).toEqual([{ host: 'beta', slots: 1 }]);
+  });
+  await eventually(async () => {
+    await beta.publishRoom({ ...ROOM, vms: 2 });
+    expect(alpha.hosts()[1]?.room.vms).toBe(2);
+  });
+  expect(lost).toEqual([[], []]);
+});
