@@ -1,6 +1,6 @@
-// `npm run bench -- remote`: what it costs to have pages on other hosts, on a network of this machine's
-// own (`net-hosts.ts`). `docs/benchmarks.md` says what each figure means. The parts are in `remote/`,
-// and they run one after another.
+// `npm run bench -- remote`: what it costs to have pages on other hosts, on a network of this
+// machine's own (`net-hosts.ts`). `docs/benchmarks.md` says what each figure means. The parts are in
+// `remote/`, and they run one after another.
 
 import { benchDelivery, checkDelivery, deliveryTable } from './remote/delivery.js';
 import { benchFloor, checkFloor, floorTable } from './remote/floor.js';

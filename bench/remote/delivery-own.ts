@@ -1,4 +1,5 @@
-// A file delivered by Snowfork: one memory server has it as a layer, and receivers prefetch all of it.
+// A file delivered by Snowfork: one memory server has it as a layer, and receivers prefetch all of
+// it.
 
 import type { ChildProcess } from 'node:child_process';
 import { randomBytes } from 'node:crypto';

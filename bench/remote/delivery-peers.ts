@@ -1,5 +1,5 @@
-// A file delivered by the programs that people use for it: udpcast and uftp, with the options that were
-// fastest here. Neither encrypts; Snowfork does.
+// A file delivered by the programs that people use for it: udpcast and uftp, with the options that
+// were fastest here. Neither encrypts; Snowfork does.
 
 import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';

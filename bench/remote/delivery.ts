@@ -18,10 +18,12 @@ const RECEIVERS = 3;
 const LINK_BITS_PER_SECOND = 1e9;
 const FILE_MIB = 512;
 const FILE_MIB_QUICK = 128;
-const ROUNDS = 5;
+const ROUNDS = 3;
 const ROUNDS_QUICK = 1;
 /** A hundred times what the link takes. */
 const DELIVERY_MS_MAX = 430_000;
+/** On tmpfs; what a run that was killed has left there goes with the next. */
+const FOLDER = '/dev/shm/snowfork-bench';
 const PIECE_BYTES = 16 * MIB;
 
 /** Prepares everything; `start` is what is timed: it resolves when all receivers have the file. */
@@ -61,10 +63,11 @@ export async function benchDelivery(context: BenchContext): Promise<DeliveryResu
   const { options, quiet, say } = context;
   const fileMib = options.quick ? FILE_MIB_QUICK : FILE_MIB;
   const rounds = options.quick ? ROUNDS_QUICK : ROUNDS;
-  const folder = fs.mkdtempSync('/dev/shm/snowfork-bench-');
+  fs.rmSync(FOLDER, { recursive: true, force: true });
+  fs.mkdirSync(FOLDER, { mode: 0o700 });
   const found: Record<Name, Delivery[]> = { snowfork: [], udpcast: [], uftp: [] };
   try {
-    const file = path.join(folder, 'file');
+    const file = path.join(FOLDER, 'file');
     writeRandom(file, fileMib);
     const expected = await hashOf(file);
     for (let round = 0; round < rounds; round++) {
@@ -75,7 +78,7 @@ export async function benchDelivery(context: BenchContext): Promise<DeliveryResu
       }
     }
   } finally {
-    fs.rmSync(folder, { recursive: true });
+    fs.rmSync(FOLDER, { recursive: true });
   }
   const by = Object.fromEntries(NAMES.map((name) => [name, summariesOf(found[name])]));
   return { fileMib, receivers: RECEIVERS, by: by as DeliveryResult['by'] };

@@ -1,6 +1,6 @@
-// One end of the echo of `floor.ts`, as a process: `node echo-main.js serve PORT` sends every datagram
-// back; `node echo-main.js ask PORT ADDRESS COUNT BYTES` waits for each answer before it asks again and
-// prints how many microseconds each took, as JSON.
+// One end of the echo of `floor.ts`, as a process. `node echo-main.js serve PORT` sends every
+// datagram back; `node echo-main.js ask PORT ADDRESS COUNT BYTES` waits for each answer before it
+// asks again and prints how many microseconds each took, as JSON.
 
 import dgram from 'node:dgram';
 import { once } from 'node:events';

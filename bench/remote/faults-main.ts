@@ -1,6 +1,6 @@
-// Touches pages of a file that the pager serves, as a process, since whoever serves a mount must never
-// touch it: `node faults-main.js FILE COUNT`. Prints how many microseconds each page took, as JSON; only
-// of pages that were not in the page cache before.
+// Touches pages of a file that the pager serves, as a process, since whoever serves a mount must
+// never touch it: `node faults-main.js FILE COUNT`. Prints how many microseconds each page took, as
+// JSON; only of pages that were not in the page cache before.
 
 import fs from 'node:fs';
 import { PAGE_BYTES } from '@snowfork/memserver';

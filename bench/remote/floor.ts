@@ -1,5 +1,5 @@
-// What a page from another host can't be faster than: a page's bytes there and back by UDP between two
-// processes that do nothing else, and a fault that the pager answers from memory of its own host.
+// What a page from another host can't be faster than: a page's bytes there and back by UDP between
+// two processes that do nothing else, and a fault that the pager answers from memory of its own host.
 
 import { type ChildProcess, execFile } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';

@@ -1,5 +1,5 @@
-// The peer: a VM of QEMU alone, moved to another host by QEMU's own migration, stopped or by post-copy.
-// It gets the better of every choice: the QEMU over there has been started before the call, and no
+// The peer: a VM of QEMU alone, moved to another host by QEMU's own migration, stopped or by
+// post-copy. It gets the better of every choice: the QEMU over there has been started before the call, and no
 // bandwidth limit but the link's holds.
 
 import fs from 'node:fs';
@@ -174,7 +174,7 @@ export function migrationTable({ memoryMib, usedMib, ...how }: MigrationResult):
     ...[answeredS, completedS, sentMib].map(spread),
   ];
   return table(
-    `QEMU alone moves a ${memoryMib} MiB guest, ${usedMib} MiB filled, over 1 Gbit/s: median (min–max)`,
+    `QEMU alone moves ${usedMib} of ${memoryMib} MiB over 1 Gbit/s: median (min–max)`,
     ['how', 's until it answers', 's until all is there', 'MiB sent'],
     [
       row('stopped', how.stopped),

@@ -1,6 +1,6 @@
-// A host that wants all pages of a layer, as a process: `node receiver-main.js JSON` says that it is
-// ready, connects to the memory server when a line comes, and says what it counted when all pages are
-// in its file. Used by `delivery-own.ts`.
+// A host that wants all pages of a layer, as a process: `node receiver-main.js JSON` says that it
+// is ready, connects to the memory server when a line comes, and says what it counted when all pages
+// are in its file. Used by `delivery-own.ts`.
 
 import { once } from 'node:events';
 import fs from 'node:fs';

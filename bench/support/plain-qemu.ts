@@ -173,8 +173,8 @@ export class PlainQemu {
   }
 
   /**
-   * Sends the VM to one that listens, as fast as the network goes: stopped, or by post-copy, in which
-   * it is stopped at once and its memory follows. Resolves when all of it is there.
+   * Sends the VM to one that listens, as fast as the network goes: stopped, or by post-copy, in
+   * which it is stopped at once and its memory follows. Resolves when all of it is there.
    */
   async sendTo(uri: string, how: 'stopped' | 'post-copy'): Promise<void> {
     await this.#qmp.execute('migrate-set-parameters', { 'max-bandwidth': UNLIMITED_BYTES_PER_S });

@@ -1,5 +1,5 @@
-// A host that sends and counts UDP datagrams, as a process: `node datagrams-main.js PORT GROUP`. Does
-// what a test says by the channel to its parent, and ends when that closes.
+// A host that sends and counts UDP datagrams, as a process: `node datagrams-main.js PORT GROUP`.
+// Does what a test says by the channel to its parent, and ends when that closes.
 
 import dgram from 'node:dgram';
 
