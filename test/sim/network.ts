@@ -13,9 +13,17 @@ export interface Weather {
   delayMs: number;
   /** Up to so much on top, drawn for each: datagrams overtake each other. */
   jitterMs: number;
+  /** Larger packets are lost, and nobody is told. */
+  mtuBytes: number;
 }
 
-export const FAIR: Readonly<Weather> = { loss: 0, duplicates: 0, delayMs: 0.05, jitterMs: 0.01 };
+export const FAIR: Readonly<Weather> = {
+  loss: 0,
+  duplicates: 0,
+  delayMs: 0.05,
+  jitterMs: 0.01,
+  mtuBytes: 9000,
+};
 
 export interface Host {
   readonly name: string;
@@ -33,6 +41,8 @@ export interface Host {
 
 /** Headers of Ethernet, IP and UDP, checksum, preamble and gap: what a datagram costs a link. */
 const OVERHEAD_BYTES = 66;
+/** Headers of IP and UDP: they count in an MTU. */
+const PACKET_OVERHEAD_BYTES = 28;
 /** What a link's queue holds: 10 ms. */
 const QUEUE_MS = 10;
 
@@ -70,7 +80,8 @@ export class Network {
   }
 
   #deliver(from: Host, to: Host, datagram: Buffer, sentMs: number): void {
-    const { loss, duplicates, delayMs, jitterMs } = to.weather;
+    const { loss, duplicates, delayMs, jitterMs, mtuBytes } = to.weather;
+    if (datagram.length + PACKET_OVERHEAD_BYTES > mtuBytes) return;
     const copies = this.#seeded.chance(duplicates) ? 2 : 1;
     for (let copy = 0; copy < copies; copy++) {
       if (to.isCutOff || this.#seeded.chance(loss)) continue;

@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict';
 import {
   type Address,
-  bodyBytesFor,
+  bodySizesFor,
   CHANNEL,
   type Channel,
   newSenderId,
@@ -170,14 +170,14 @@ export class World {
   }
 
   #newServer(): PageServer {
-    const { bodyBytes, nowMs } = { bodyBytes: bodyBytesFor(this.#mtuBytes), nowMs: this.#clock() };
+    const { bodySizes, nowMs } = { bodySizes: bodySizesFor(this.#mtuBytes), nowMs: this.#clock() };
     return new PageServer({
       key: this.key,
       senderId: this.#senderId(),
       source: this.origin,
       send: (datagram, to) => this.#serverSends(datagram, to),
       clock: this.#clock,
-      bodyBytes,
+      bodySizes,
       link: new TokenBucket({ bytesPerSecond: GIGABIT, nowMs }),
     });
   }

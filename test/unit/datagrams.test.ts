@@ -4,9 +4,11 @@
 import {
   BODY_BYTES_MIN,
   bodyBytesFor,
+  bodySizesFor,
   CHANNEL,
   decodePages,
   decodePiece,
+  decodeProbe,
   decodeReport,
   decodeRequest,
   encodeReport,
@@ -17,10 +19,12 @@ import {
   PIECES_MAX,
   pieceBytes,
   pieceCountFor,
+  REPORT_MS_MAX,
   TAG_BYTES,
   URGENCY,
   writePages,
   writePiece,
+  writeProbe,
 } from '@snowfork/memserver';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
@@ -55,10 +59,16 @@ const heads = fc.record({
   receiversLog2: fc.integer({ min: 0, max: 255 }),
   layer: u16,
 });
-const channelReports = fc.record({ highest: u32, expected: u32, received: u32, bytes: u32 });
+const channelReports = fc.record({
+  highest: u32,
+  expected: u32,
+  received: u32,
+  bytes: u32,
+  largest: u16,
+});
 const reports = fc.record({
   delivery: channels,
-  intervalMs: fc.integer({ min: 1, max: 2 ** 32 - 1 }),
+  intervalMs: fc.integer({ min: 1, max: REPORT_MS_MAX }),
   group: channelReports,
   unicast: channelReports,
 });
@@ -130,6 +140,19 @@ describe('what was encoded is decoded', () => {
   });
 });
 
+test('PROBE is zeros, of any length, and nothing else', () => {
+  const body = Buffer.alloc(8928, 1);
+  for (const channel of [CHANNEL.group, CHANNEL.unicast]) {
+    writeProbe(body, channel);
+    expect(decodeProbe(body)).toBe(channel);
+    expect(decodeProbe(body.subarray(0, 1))).toBe(channel);
+  }
+  body[8000] = 1;
+  expect(decodeProbe(body)).toBe(undefined);
+  expect(decodeProbe(Buffer.alloc(100, 2))).toBe(undefined);
+  expect(decodeProbe(Buffer.alloc(0))).toBe(undefined);
+});
+
 test('the bytes of a request are those of the specification', () => {
   const run = { layer: 3, page: 0x01020304, count: 5, pieces: 0b101, pieceCount: 3 };
   const request = { urgency: 1, delivery: 0, seen: 7, roundTripUs: 250, runs: [run] } as const;
@@ -139,7 +162,7 @@ test('the bytes of a request are those of the specification', () => {
 });
 
 describe('what is not exactly right is refused', () => {
-  const decoders = { decodeRequest, decodeReport, decodePages, decodePiece };
+  const decoders = { decodeRequest, decodeReport, decodePages, decodePiece, decodeProbe };
 
   test.each(Object.entries(decoders))(
     '%s takes no random bytes for more than they are',
@@ -181,6 +204,20 @@ describe('what is not exactly right is refused', () => {
     expect(decodeRequest(body)).toBeUndefined();
   });
 });
+
+test.each([
+  [1280, 1210, undefined],
+  [1500, 1430, undefined],
+  [4000, 1430, undefined],
+  [9000, 1430, 8930],
+  [65_536, 1430, 8930],
+])(
+  'of an interface of %i bytes, datagrams are of %i, and of %s where that comes',
+  (mtu, ...sizes) => {
+    const [usual, large] = sizes;
+    expect(bodySizesFor(mtu)).toEqual({ usual, large });
+  },
+);
 
 describe('the room for a body', () => {
   test.each([

@@ -31,8 +31,14 @@ export function newServerCounts() {
     /** Sent by unicast, because nobody else was likely to lack them. */
     pagesEndGame: 0,
     pagesSent: { data: 0, zero: 0, absent: 0 },
-    sent: { group: traffic(), unicast: traffic(), signsOfLife: traffic() },
-    now: { receivers: 0, groupReceivers: 0, groupBytesPerSecond: 0, groupLoss: 0 },
+    sent: { group: traffic(), unicast: traffic(), signsOfLife: traffic(), probes: traffic() },
+    now: {
+      receivers: 0,
+      groupReceivers: 0,
+      groupBytesPerSecond: 0,
+      groupLoss: 0,
+      groupBodyBytes: 0,
+    },
   };
 }
 export type ServerCounts = ReturnType<typeof newServerCounts>;
@@ -54,6 +60,8 @@ export function newReceiverCounts() {
     requestsSent: traffic(),
     reportsSent: traffic(),
     received: { group: traffic(), unicast: traffic() },
+    /** Datagrams by which the server finds out what size comes whole. */
+    probes: 0,
     timesLeftGroup: 0,
     now: { roundTripMs: 0, prefetchWindowPages: 0 },
   };

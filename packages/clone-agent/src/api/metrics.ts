@@ -89,6 +89,7 @@ function addNetwork(metrics: Metrics, { network }: HostStats): void {
     sent('group', of.sent.group);
     sent('unicast', of.sent.unicast);
     sent('signs_of_life', of.sent.signsOfLife);
+    sent('probes', of.sent.probes);
     const labels = { snapshot };
     metrics.counter('pages_asked', 'Pages that hosts asked for', of.pagesAsked, labels);
     metrics.counter('pages_suppressed', 'Asked for and on the way', of.pagesSuppressed, labels);

@@ -7,15 +7,15 @@ import type { ServerCounts } from '../counts.js';
 import type { Address } from '../server/known-receivers.js';
 import { PageServer } from '../server/page-server.js';
 import { TokenBucket } from '../server/token-bucket.js';
-import { bodyBytesFor } from '../wire/geometry.js';
+import { type BodySizes, bodySizesFor, datagramBytesFor } from '../wire/geometry.js';
 import { keyIdOf, newSenderId, snapshotKey } from '../wire/sealing.js';
 import { Alarm } from './alarm.js';
 import type { Group } from './group-sockets.js';
 import { type LayerFile, LayerFiles } from './layer-files.js';
+import { mtuOf } from './system-socket.js';
 import { UdpSocket } from './udp-socket.js';
 
 const SENDER_RANDOM_BYTES = 8;
-const ETHERNET_MTU_BYTES = 1500;
 const clock = (): number => performance.now();
 
 export interface SnapshotToServe {
@@ -36,6 +36,7 @@ interface Served {
 }
 
 export class PageService {
+  readonly #bodySizes: BodySizes;
   readonly #link: TokenBucket;
   readonly #bySnapshot = new Map<string, Served>();
   readonly #byKeyId = new Map<number, Served>();
@@ -52,11 +53,13 @@ export class PageService {
     readonly linkBytesPerSecond: number;
     complain(message: string): void;
   }): Promise<PageService> {
-    const service = new PageService(of.linkBytesPerSecond);
+    const bodySizes = bodySizesFor(mtuOf(of.address));
+    const service = new PageService(of.linkBytesPerSecond, bodySizes);
     service.#socket = await UdpSocket.open({
       address: of.address,
       port: of.port,
       multicastInterface: of.address,
+      cutBytesMax: datagramBytesFor(bodySizes.usual),
       take: service.#take,
       taken: service.#taken,
       isPrompt: true,
@@ -65,7 +68,8 @@ export class PageService {
     return service;
   }
 
-  private constructor(linkBytesPerSecond: number) {
+  private constructor(linkBytesPerSecond: number, bodySizes: BodySizes) {
+    this.#bodySizes = bodySizes;
     this.#link = new TokenBucket({ bytesPerSecond: linkBytesPerSecond, nowMs: clock() });
   }
 
@@ -149,7 +153,7 @@ export class PageService {
         if (to !== undefined) this.#socket.send(datagram, to);
       },
       clock,
-      bodyBytes: bodyBytesFor(ETHERNET_MTU_BYTES),
+      bodySizes: this.#bodySizes,
       link: this.#link,
     });
     const alarm = new Alarm({

@@ -2,6 +2,7 @@
 // interface. Linux on 64 bits. Keeps no sockets and knows no datagrams; called by `udp-socket.ts`.
 
 import { isIPv4 } from 'node:net';
+import os from 'node:os';
 import koffi from 'koffi';
 import type { Address } from '../server/known-receivers.js';
 
@@ -19,6 +20,9 @@ const IP_MULTICAST_TTL = 33;
 const IP_ADD_MEMBERSHIP = 35;
 const IP_DROP_MEMBERSHIP = 36;
 const IP_MULTICAST_ALL = 49;
+const IP_MTU_DISCOVER = 10;
+const PMTUDISC_DONT = 0;
+const PMTUDISC_PROBE = 3;
 const SOL_UDP = 17;
 const UDP_SEGMENT = 103;
 const UDP_GRO = 104;
@@ -41,6 +45,9 @@ const MESSAGE_BYTES = 56;
 const VECTOR = { base: 0, length: 8, bytes: 16 } as const;
 const CONTROL = { length: 0, level: 8, type: 12, value: 16, bytes: 24 } as const;
 const CONTROL_LENGTH = 18;
+/** `struct ifreq`. */
+const INTERFACE_REQUEST = { mtu: 16, bytes: 40 } as const;
+const SIOCGIFMTU = 0x8921;
 
 const libc = koffi.load('libc.so.6');
 const socket = libc.func('int socket(int family, int type, int protocol)');
@@ -53,6 +60,7 @@ const ppoll = libc.func('int ppoll(void *descriptors, ulong count, void *time, v
 const recvfrom = libc.func(
   'long recvfrom(int socket, void *into, size_t bytes, int flags, void *from, void *fromBytes)',
 );
+const ioctl = libc.func('int ioctl(int descriptor, ulong request, void *argument)');
 const close = libc.func('int close(int descriptor)');
 
 export interface SocketOptions {
@@ -75,6 +83,7 @@ export function openUdp(options: SocketOptions): number {
     setBuffer(descriptor, SO_SNDBUFFORCE, SO_SNDBUF);
     // A kernel that can't (before 5.0) hands them over one by one.
     trySet(descriptor, SOL_UDP, UDP_GRO, integer(1));
+    set(descriptor, IPPROTO_IP, IP_MTU_DISCOVER, integer(PMTUDISC_DONT));
     if (options.isShared) {
       set(descriptor, SOL_SOCKET, SO_REUSEADDR, integer(1));
       set(descriptor, IPPROTO_IP, IP_MULTICAST_ALL, integer(0));
@@ -105,6 +114,25 @@ export function setMembership(
   set(descriptor, IPPROTO_IP, name, request);
 }
 
+/** Whether what is larger than the path takes is cut on the way, or lost. */
+export function letBeCut(descriptor: number, areCut: boolean): void {
+  set(descriptor, IPPROTO_IP, IP_MTU_DISCOVER, integer(areCut ? PMTUDISC_DONT : PMTUDISC_PROBE));
+}
+
+/** Of the interface that has the address. @throws Error when there is none. */
+export function mtuOf(address: string): number {
+  const all = Object.entries(os.networkInterfaces());
+  const found = all.find(([, addresses]) => addresses?.some((of) => of.address === address));
+  if (found === undefined) throw new Error(`no interface has the address ${address}`);
+  const descriptor: number = socket(AF_INET, SOCK_DGRAM_NONBLOCK_CLOEXEC, 0);
+  const request = Buffer.alloc(INTERFACE_REQUEST.bytes);
+  request.write(found[0], 0, INTERFACE_REQUEST.mtu - 1, 'latin1');
+  const isTold = ioctl(descriptor, SIOCGIFMTU, request) === 0;
+  close(descriptor);
+  if (!isTold) throw systemError(`the MTU of ${found[0]}`);
+  return request.readInt32LE(INTERFACE_REQUEST.mtu);
+}
+
 /** A message that is filled and sent again and again, in memory that stays where it is. */
 export class Message {
   readonly bytes: Buffer;
@@ -112,6 +140,7 @@ export class Message {
   readonly #address = Buffer.alloc(SOCKET_ADDRESS.bytes);
   readonly #vector = Buffer.alloc(VECTOR.bytes);
   readonly #control = Buffer.alloc(CONTROL.bytes);
+  readonly #bytesAddress: bigint;
   #to: Address | undefined;
 
   constructor(bytesMax: number) {
@@ -124,27 +153,42 @@ export class Message {
     point(MESSAGE.vector, this.#vector);
     message.writeBigUInt64LE(1n, MESSAGE.count);
     point(MESSAGE.control, this.#control);
-    this.#vector.writeBigUInt64LE(BigInt(koffi.address(this.bytes)), VECTOR.base);
+    this.#bytesAddress = BigInt(koffi.address(this.bytes));
     this.#control.writeBigUInt64LE(BigInt(CONTROL_LENGTH), CONTROL.length);
     this.#control.writeInt32LE(SOL_UDP, CONTROL.level);
     this.#control.writeInt32LE(UDP_SEGMENT, CONTROL.type);
   }
 
-  /** `segmentBytes`: cut into datagrams of so many; 0: one. `false` when it was not sent. */
+  /**
+   * Sends some of `bytes`. `segmentBytes`: cut into datagrams of so many; 0: one. `false` when it was
+   * not sent.
+   */
   send(
     descriptor: number,
-    lengthBytes: number,
-    of: { readonly to: Address; readonly segmentBytes: number },
+    of: {
+      readonly start: number;
+      readonly lengthBytes: number;
+      readonly to: Address;
+      readonly segmentBytes: number;
+    },
   ): boolean {
     if (of.to !== this.#to) {
       this.#to = of.to;
       writeAddress(this.#address, of.to);
     }
-    this.#vector.writeUInt32LE(lengthBytes, VECTOR.length);
+    this.#vector.writeBigUInt64LE(this.#bytesAddress + BigInt(of.start), VECTOR.base);
+    this.#vector.writeUInt32LE(of.lengthBytes, VECTOR.length);
     this.#control.writeUInt16LE(of.segmentBytes, CONTROL.value);
     const controlBytes = of.segmentBytes === 0 ? 0 : CONTROL.bytes;
     this.#message.writeUInt32LE(controlBytes, MESSAGE.controlBytes);
     return sendmsg(descriptor, this.#message, 0) >= 0;
+  }
+
+  /** Whether the last could not be sent because too much waits, and would do later. */
+  get isFull(): boolean {
+    const { EAGAIN, ENOBUFS } = koffi.os.errno;
+    const error = koffi.errno();
+    return error === EAGAIN || error === ENOBUFS;
   }
 }
 

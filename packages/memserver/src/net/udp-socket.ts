@@ -13,6 +13,7 @@ import type { Address } from '../server/known-receivers.js';
 import { DATAGRAM_BYTES_MAX, datagramsOf } from '../wire/sealing.js';
 import {
   Inbox,
+  letBeCut,
   Message,
   openUdp,
   Readiness,
@@ -33,11 +34,17 @@ export interface UdpOptions extends SocketOptions {
   /** Acts on the first of it before the others are taken. */
   readonly isPrompt?: boolean;
   readonly complain: (message: string) => void;
+  /** Datagrams that are longer are never cut on the way: they come whole, or not at all. */
+  readonly cutBytesMax?: number;
 }
 
 export class UdpSocket {
   readonly #socket: dgram.Socket;
   readonly #descriptor: number;
+  readonly #cutBytesMax: number;
+  #areCut = true;
+  /** Some devices can't send several datagrams by one call. */
+  #canSegment = true;
   /** What leaves next: datagrams of one length to one address, the last of which may be shorter. */
   readonly #message: Message;
   readonly #readiness = new Readiness();
@@ -74,10 +81,11 @@ export class UdpSocket {
       }
       options.taken();
     });
-    return new UdpSocket(socket, descriptor);
+    return new UdpSocket(socket, descriptor, options.cutBytesMax ?? DATAGRAM_BYTES_MAX);
   }
 
-  private constructor(socket: dgram.Socket, descriptor: number) {
+  private constructor(socket: dgram.Socket, descriptor: number, cutBytesMax: number) {
+    this.#cutBytesMax = cutBytesMax;
     this.#socket = socket;
     this.#descriptor = descriptor;
     this.#message = new Message(DATAGRAM_BYTES_MAX);
@@ -141,14 +149,35 @@ export class UdpSocket {
   }
 
   #flush(): void {
-    if (this.#segments === 0) return;
-    const segmentBytes = this.#segments === 1 ? 0 : this.#segmentBytes;
-    if (
-      !this.#message.send(this.#descriptor, this.#pendingBytes, { to: this.#to!, segmentBytes })
-    ) {
-      this.unsent += this.#segments;
-    }
+    const segments = this.#segments;
+    if (segments === 0) return;
     this.#segments = 0;
+    const lengthBytes = this.#pendingBytes;
     this.#pendingBytes = 0;
+    const to = this.#to!;
+    if (segments > 1 && this.#sendAtOnce(lengthBytes, to)) return;
+    for (let start = 0; start < lengthBytes; start += this.#segmentBytes) {
+      const bytes = Math.min(this.#segmentBytes, lengthBytes - start);
+      this.#letBeCut(bytes <= this.#cutBytesMax);
+      const message = { start, lengthBytes: bytes, to, segmentBytes: 0 };
+      if (!this.#message.send(this.#descriptor, message)) this.unsent++;
+    }
+  }
+
+  /** `false` when they are to be sent one by one. */
+  #sendAtOnce(lengthBytes: number, to: Address): boolean {
+    if (!this.#canSegment) return false;
+    const segmentBytes = this.#segmentBytes;
+    this.#letBeCut(segmentBytes <= this.#cutBytesMax);
+    const message = { start: 0, lengthBytes, to, segmentBytes };
+    if (this.#message.send(this.#descriptor, message)) return true;
+    this.#canSegment = this.#message.isFull;
+    return false;
+  }
+
+  #letBeCut(areCut: boolean): void {
+    if (areCut === this.#areCut) return;
+    this.#areCut = areCut;
+    letBeCut(this.#descriptor, areCut);
   }
 }

@@ -9,6 +9,7 @@ export class ChannelWatch {
   #reportedHighest = NO_SEQUENCE;
   #received = 0;
   #bytes = 0;
+  #largest = 0;
 
   came(sequence: number, bytes: number): void {
     if (this.highest === NO_SEQUENCE) this.#reportedHighest = (sequence - 1) >>> 0;
@@ -16,6 +17,12 @@ export class ChannelWatch {
       this.highest = sequence;
     this.#received++;
     this.#bytes += bytes;
+    this.cameWhole(bytes);
+  }
+
+  /** A datagram of so many bytes, which need not be one with a sequence number. */
+  cameWhole(bytes: number): void {
+    this.#largest = Math.max(this.#largest, bytes);
   }
 
   /** Since the last report. */
@@ -26,10 +33,12 @@ export class ChannelWatch {
       expected,
       received: this.#received,
       bytes: this.#bytes,
+      largest: this.#largest,
     };
     this.#reportedHighest = this.highest;
     this.#received = 0;
     this.#bytes = 0;
+    this.#largest = 0;
     return report;
   }
 

@@ -11,6 +11,7 @@ import {
   type Channel,
   decodePages,
   decodePiece,
+  decodeProbe,
   encodeReport,
   encodeRequest,
   PAGE_KIND,
@@ -18,6 +19,7 @@ import {
   type Pages,
   type PagesHead,
   type Piece,
+  REPORT_MS_MAX,
   URGENCY,
   type Urgency,
 } from '../wire/datagrams.js';
@@ -218,6 +220,11 @@ export class PageReceiver {
     const pages = kind === DATAGRAM.pages ? decodePages(body) : undefined;
     const piece = kind === DATAGRAM.piece ? decodePiece(body) : undefined;
     const head = pages ?? piece;
+    const probed = kind === DATAGRAM.probe ? decodeProbe(body) : undefined;
+    if (probed !== undefined) {
+      this.#takeProbe(probed, datagram.length);
+      return;
+    }
     if (head === undefined) {
       this.counts.dropped[kind >= DATAGRAM.pages ? 'body' : 'kind']++;
       return;
@@ -263,6 +270,16 @@ export class PageReceiver {
     countDatagram(isGroup ? received.group : received.unicast, bytes);
     this.#heardMs = nowMs;
     if (isGroup) this.#groupHeardMs = nowMs;
+    this.#reportSoon(nowMs);
+  }
+
+  #takeProbe(channel: Channel, bytes: number): void {
+    (channel === CHANNEL.group ? this.#group : this.#unicast).cameWhole(bytes);
+    this.counts.probes++;
+    this.#reportSoon(this.#options.clock());
+  }
+
+  #reportSoon(nowMs: number): void {
     if (this.#reportAtMs !== Number.POSITIVE_INFINITY) return;
     // Drawn from the whole time, or all receivers of a group would report at once.
     const rarer = 2 ** Math.max(0, this.#receiversLog2 - REPORT_GROUP_LOG2);
@@ -464,7 +481,7 @@ export class PageReceiver {
     this.#reportAtMs = Number.POSITIVE_INFINITY;
     const group = this.#group.takeReport();
     const unicast = this.#unicast.takeReport();
-    const intervalMs = Math.max(1, Math.round(nowMs - this.#reportedMs));
+    const intervalMs = Math.min(Math.max(1, Math.round(nowMs - this.#reportedMs)), REPORT_MS_MAX);
     this.#reportedMs = nowMs;
     if (this.#membership.report(group, nowMs)) {
       this.counts.timesLeftGroup++;

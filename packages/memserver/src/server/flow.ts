@@ -17,6 +17,10 @@ export class Flow {
   sequence = NO_SEQUENCE;
   /** When pacing last held something back. */
   limitedAtMs = Number.NEGATIVE_INFINITY;
+  /** Its datagrams may be as large as the server's link carries. */
+  isLarge = false;
+  /** Pages have gone by it since its path was last probed. */
+  hasSent = false;
   /** Is in the server's round of flows that have something to send. */
   isActive = false;
 

@@ -10,6 +10,8 @@ import { ReceiverRate } from './rate.js';
 export const RECEIVERS_MAX = 16_384;
 /** One that is silent for so long has no say in the group's rate. */
 export const ACTIVE_MS = 2000;
+/** What came whole so long ago says nothing of what comes now. */
+const PROVEN_MS = 1500;
 /** And is forgotten after so long. */
 export const FORGOTTEN_MS = 60_000;
 
@@ -30,6 +32,8 @@ export interface KnownReceiver {
   queuedPages: number;
   readonly group: ReceiverRate;
   readonly unicast: ReceiverRate;
+  /** When a datagram of the largest size was last known to have come, by channel. */
+  readonly largeCameMs: [number, number];
   /** Made when it is first sent something by unicast. */
   flow: Flow | undefined;
 }
@@ -38,6 +42,8 @@ export interface GroupState {
   readonly receivers: number;
   readonly bytesPerSecond: number;
   readonly loss: number;
+  /** All of them get datagrams of the largest size. */
+  readonly isLarge: boolean;
 }
 
 export class KnownReceivers {
@@ -83,6 +89,7 @@ export class KnownReceivers {
     let receivers = 0;
     let ceilings = 0;
     let losses = 0;
+    let isLarge = true;
     for (const receiver of this.#byId.values()) {
       const silentMs = nowMs - receiver.heardMs;
       if (silentMs > FORGOTTEN_MS) {
@@ -93,9 +100,18 @@ export class KnownReceivers {
       receivers++;
       ceilings += receiver.group.ceiling;
       losses += receiver.group.loss;
+      isLarge &&= takesLarge(receiver, CHANNEL.group, nowMs);
     }
-    if (receivers === 0) return { receivers, bytesPerSecond: this.#rateStart, loss: 0 };
-    return { receivers, bytesPerSecond: ceilings / receivers, loss: losses / receivers };
+    if (receivers === 0) {
+      return { receivers, bytesPerSecond: this.#rateStart, loss: 0, isLarge: false };
+    }
+    const bytesPerSecond = ceilings / receivers;
+    return { receivers, bytesPerSecond, loss: losses / receivers, isLarge };
+  }
+
+  /** Of those that were sent something by unicast. */
+  *flows(): Generator<Flow> {
+    for (const { flow } of this.#byId.values()) if (flow !== undefined) yield flow;
   }
 
   #newReceiver(
@@ -112,9 +128,26 @@ export class KnownReceivers {
       queuedPages: 0,
       group: new ReceiverRate(rate),
       unicast: new ReceiverRate(rate),
+      largeCameMs: [Number.NEGATIVE_INFINITY, Number.NEGATIVE_INFINITY],
       flow: undefined,
     };
   }
+}
+
+/** Whether the largest datagrams have come to it of late. */
+export function takesLarge(receiver: KnownReceiver, channel: Channel, nowMs: number): boolean {
+  return nowMs - receiver.largeCameMs[channel] < PROVEN_MS;
+}
+
+/** `largestBytes`: of a datagram of the largest size. */
+export function noteLargest(
+  receiver: KnownReceiver,
+  report: Report,
+  of: { readonly nowMs: number; readonly largestBytes: number },
+): void {
+  const { group, unicast } = report;
+  if (group.largest >= of.largestBytes) receiver.largeCameMs[CHANNEL.group] = of.nowMs;
+  if (unicast.largest >= of.largestBytes) receiver.largeCameMs[CHANNEL.unicast] = of.nowMs;
 }
 
 /** What a report says of a channel, as its rate wants it. */

@@ -15,15 +15,16 @@ import {
   type Urgency,
   writePages,
   writePiece,
+  writeProbe,
 } from '../wire/datagrams.js';
-import { pieceCountFor, WIRE_OVERHEAD_BYTES } from '../wire/geometry.js';
 import {
-  DATAGRAM,
-  type DatagramKind,
-  HEADER_BYTES,
-  type Sealer,
-  TAG_BYTES,
-} from '../wire/sealing.js';
+  allPieces,
+  type BodySizes,
+  datagramBytesFor,
+  pieceCountFor,
+  WIRE_OVERHEAD_BYTES,
+} from '../wire/geometry.js';
+import { DATAGRAM, type DatagramKind, type Sealer } from '../wire/sealing.js';
 import type { Flow } from './flow.js';
 import type { Address, KnownReceiver } from './known-receivers.js';
 import type { QueuedPage } from './page-queue.js';
@@ -43,13 +44,16 @@ const ZEROS = Buffer.alloc(PAGE_BYTES);
 const RUNS_MAX = 64;
 
 export class Outgoing {
+  /** Of a page in datagrams of the usual size; in large ones it goes whole. */
   readonly pieceCount: number;
   readonly #source: PageSource;
   readonly #sealer: Sealer;
   readonly #send: Send;
   readonly #sent: SentPages;
   readonly #counts: ServerCounts;
-  readonly #bodyBytes: number;
+  readonly #usualBytes: number;
+  /** 0: the server's own link carries nothing larger. */
+  readonly #largeBytes: number;
   readonly #body: Buffer;
   readonly #datagram: Buffer;
   /** Pages' data, before it is known where in the body they go. */
@@ -61,18 +65,21 @@ export class Outgoing {
     send: Send;
     sent: SentPages;
     counts: ServerCounts;
-    bodyBytes: number;
+    bodySizes: BodySizes;
   }) {
     this.#source = of.source;
     this.#sealer = of.sealer;
     this.#send = of.send;
     this.#sent = of.sent;
     this.#counts = of.counts;
-    this.#bodyBytes = of.bodyBytes;
-    this.#body = Buffer.alloc(of.bodyBytes);
-    this.#datagram = Buffer.alloc(HEADER_BYTES + of.bodyBytes + TAG_BYTES);
-    this.#data = Buffer.alloc(of.bodyBytes + PAGE_BYTES);
-    this.pieceCount = pieceCountFor(of.bodyBytes);
+    const { usual, large } = of.bodySizes;
+    const bodyBytesMax = large ?? usual;
+    this.#usualBytes = usual;
+    this.#largeBytes = large ?? 0;
+    this.#body = Buffer.alloc(bodyBytesMax);
+    this.#datagram = Buffer.alloc(datagramBytesFor(bodyBytesMax));
+    this.#data = Buffer.alloc(bodyBytesMax + PAGE_BYTES);
+    this.pieceCount = pieceCountFor(usual);
   }
 
   /**
@@ -82,6 +89,8 @@ export class Outgoing {
   sendNext(flow: Flow, urgency: Urgency, now: Now): number {
     const queue = flow.queues[urgency];
     const layer = queue.first()!.layer;
+    const bodyBytes = this.bodyBytes(flow);
+    const pieceCount = flow.isLarge ? 1 : this.pieceCount;
     const runs: PageRun[] = [];
     const taken: QueuedPage<KnownReceiver>[] = [];
     let dataBytes = 0;
@@ -89,10 +98,10 @@ export class Outgoing {
     while (runs.length < RUNS_MAX) {
       const page = queue.first();
       if (page === undefined || page.layer !== layer) break;
-      const room = this.#bodyBytes - PAGES_HEAD_BYTES - (runs.length + 1) * RUN_BYTES - dataBytes;
-      if (room < (this.pieceCount === 1 ? PAGE_BYTES : 0)) break;
+      const room = bodyBytes - PAGES_HEAD_BYTES - (runs.length + 1) * RUN_BYTES - dataBytes;
+      if (room < (pieceCount === 1 ? PAGE_BYTES : 0)) break;
       const kind = this.#read(page, dataBytes);
-      const isWhole = kind !== PAGE_KIND.data || this.pieceCount === 1;
+      const isWhole = kind !== PAGE_KIND.data || pieceCount === 1;
       flow.take(urgency, page);
       if (!isWhole) {
         bytes += this.#sendPieces(flow, page, now);
@@ -113,6 +122,26 @@ export class Outgoing {
     const datagram = this.#seal(DATAGRAM.pages, length);
     countDatagram(this.#counts.sent.signsOfLife, datagram.length);
     this.#send(datagram, undefined);
+  }
+
+  /** Shows whether the largest datagrams come. Returns what that costs the link, in bytes. */
+  sendProbe(flow: Flow): number {
+    const body = this.#body.subarray(0, this.#largeBytes);
+    writeProbe(body, flow.channel);
+    const datagram = this.#seal(DATAGRAM.probe, body.length);
+    countDatagram(this.#counts.sent.probes, datagram.length);
+    this.#send(datagram, flow.receiver?.address);
+    return datagram.length + WIRE_OVERHEAD_BYTES;
+  }
+
+  /** What a datagram's body may have, in a flow. */
+  bodyBytes(flow: Flow): number {
+    return flow.isLarge ? this.#largeBytes : this.#usualBytes;
+  }
+
+  /** Length of the largest datagram; 0: none is larger than usual. */
+  get largestBytes(): number {
+    return this.#largeBytes === 0 ? 0 : datagramBytesFor(this.#largeBytes);
   }
 
   #read(page: QueuedPage<KnownReceiver>, offset: number): PageKind {
@@ -152,7 +181,10 @@ export class Outgoing {
   ): number {
     const start = writePages(this.#body, this.#head(flow, of.layer, now), of.runs);
     this.#data.copy(this.#body, start, 0, of.dataBytes);
-    for (const page of of.taken) this.#note(flow, page, now);
+    for (const page of of.taken) {
+      page.pieces = allPieces(this.pieceCount);
+      this.#note(flow, page, now);
+    }
     return this.#sealAndSend(flow, DATAGRAM.pages, start + of.dataBytes);
   }
 

@@ -13,7 +13,7 @@ import {
   URGENCY,
   type Urgency,
 } from '../wire/datagrams.js';
-import { allPieces } from '../wire/geometry.js';
+import { allPieces, type BodySizes } from '../wire/geometry.js';
 import { DATAGRAM, Opener, Sealer, type SnapshotKey } from '../wire/sealing.js';
 import { aheadOf } from '../wire/sequence.js';
 import { Flow } from './flow.js';
@@ -23,7 +23,9 @@ import {
   applyReport,
   type KnownReceiver,
   KnownReceivers,
+  noteLargest,
   RECEIVERS_MAX,
+  takesLarge,
 } from './known-receivers.js';
 import { Outgoing, type PageSource, type Send } from './outgoing.js';
 import type { QueuedPage } from './page-queue.js';
@@ -45,6 +47,8 @@ const SURVEY_MS = 20;
 const SURVEY_NEW_MS = 1;
 /** Lets receivers find out that multicast reaches them, and that the last datagrams were lost. */
 const SIGN_OF_LIFE_MS = 200;
+/** A path in use is probed so often: it may be another one by now. */
+const PROBE_MS = 250;
 /** A report speaks for pacing of so long ago. */
 const LIMITED_MS = 200;
 /** What is assumed of a receiver, as a share of the link's rate, before it reports. */
@@ -58,8 +62,8 @@ export interface PageServerOptions {
   readonly send: Send;
   /** Milliseconds, never goes back. */
   readonly clock: () => number;
-  /** Room for a datagram's body on the path (`bodyBytesFor`). */
-  readonly bodyBytes: number;
+  /** Room for a datagram's body on the path. */
+  readonly bodySizes: BodySizes;
   /** Paces all that leaves by a link: shared by the servers of a process. */
   readonly link: TokenBucket;
 }
@@ -79,16 +83,18 @@ export class PageServer {
   #groupSentMs: number;
   #surveyAtMs = Number.POSITIVE_INFINITY;
   #heardMs = Number.NEGATIVE_INFINITY;
+  #probedMs = Number.NEGATIVE_INFINITY;
+  #probeAtMs = Number.POSITIVE_INFINITY;
 
   constructor(options: PageServerOptions) {
-    const { key, senderId, source, send, bodyBytes } = options;
+    const { key, senderId, source, send, bodySizes } = options;
     this.#clock = options.clock;
     this.#groupSentMs = this.#clock();
     this.#link = options.link;
     this.#opener = new Opener({ key, ownId: senderId, sendersMax: RECEIVERS_MAX });
     const sealer = new Sealer(key, senderId);
     const { counts } = this;
-    this.#outgoing = new Outgoing({ source, sealer, send, sent: this.#sent, counts, bodyBytes });
+    this.#outgoing = new Outgoing({ source, sealer, send, sent: this.#sent, counts, bodySizes });
     const rateMax = this.#link.bytesPerSecond;
     this.#receivers = new KnownReceivers({ rateStart: rateMax * RATE_START, rateMax });
     this.#group = this.#newFlow(undefined);
@@ -133,12 +139,18 @@ export class PageServer {
     if (this.#receivers.size > before) {
       this.#surveyAtMs = Math.min(this.#surveyAtMs, nowMs + SURVEY_NEW_MS);
     }
+    // One that has just come must not wait for the next survey to get what it asks for.
+    if (delivery === CHANNEL.group && !takesLarge(receiver, delivery, nowMs)) {
+      this.#group.isLarge = false;
+    }
     if (request !== undefined) this.#takeRequest(request, receiver, nowMs);
     if (report !== undefined) {
       this.counts.reports++;
       const group = nowMs - this.#group.limitedAtMs < LIMITED_MS;
       const unicast = nowMs - (receiver.flow?.limitedAtMs ?? 0) < LIMITED_MS;
       applyReport(receiver, report, { group, unicast });
+      const { largestBytes } = this.#outgoing;
+      if (largestBytes > 0) noteLargest(receiver, report, { nowMs, largestBytes });
     }
   }
 
@@ -151,6 +163,7 @@ export class PageServer {
       this.#outgoing.sendSignOfLife(this.#group, now);
       this.#groupSentMs = nowMs;
     }
+    if (nowMs >= this.#probeAtMs) this.#probe(nowMs);
     for (;;) {
       const linkWaitMs = this.#link.waitMs(nowMs);
       if (linkWaitMs > 0) return this.#nextMs(nowMs + linkWaitMs);
@@ -227,6 +240,9 @@ export class PageServer {
     const outcome = flow.add(urgency, page);
     if (outcome === 'added' && !flow.isActive) {
       flow.isActive = true;
+      if (flow !== this.#group) {
+        flow.isLarge = takesLarge(flow.receiver!, CHANNEL.unicast, this.#clock());
+      }
       this.#active.push(flow);
     }
     return outcome;
@@ -267,7 +283,22 @@ export class PageServer {
     flow.bucket.take(bytes);
     this.#link.take(bytes);
     if (flow === this.#group) this.#groupSentMs = now.ms;
+    if (this.#outgoing.largestBytes > 0) {
+      flow.hasSent = true;
+      const soonMs = now.ms + SURVEY_NEW_MS;
+      this.#probeAtMs = Math.min(this.#probeAtMs, Math.max(this.#probedMs + PROBE_MS, soonMs));
+    }
     this.#rest(flow);
+  }
+
+  /** Finds out what size of datagram comes whole, by every flow that is in use. */
+  #probe(nowMs: number): void {
+    this.#probedMs = nowMs;
+    this.#probeAtMs = Number.POSITIVE_INFINITY;
+    for (const flow of [this.#group, ...this.#receivers.flows()]) {
+      if (flow.hasSent) this.#link.take(this.#outgoing.sendProbe(flow));
+      flow.hasSent = false;
+    }
   }
 
   /** Takes a flow that has nothing left out of the round. */
@@ -302,14 +333,19 @@ export class PageServer {
       if (flow?.isActive) this.#active.splice(this.#active.indexOf(flow), 1);
     });
     this.#group.bucket.setRate(group.bytesPerSecond, nowMs);
-    for (const { bucket, receiver } of this.#active) {
-      if (receiver !== undefined) bucket.setRate(receiver.unicast.ceiling, nowMs);
+    this.#group.isLarge = group.isLarge;
+    for (const flow of this.#active) {
+      const { bucket, receiver } = flow;
+      if (receiver === undefined) continue;
+      bucket.setRate(receiver.unicast.ceiling, nowMs);
+      flow.isLarge = takesLarge(receiver, CHANNEL.unicast, nowMs);
     }
     const { now } = this.counts;
     now.receivers = this.#receivers.size;
     now.groupReceivers = group.receivers;
     now.groupBytesPerSecond = group.bytesPerSecond;
     now.groupLoss = group.loss;
+    now.groupBodyBytes = this.#outgoing.bodyBytes(this.#group);
     this.#surveyAtMs = now.receivers > 0 ? nowMs + SURVEY_MS : Number.POSITIVE_INFINITY;
   }
 
@@ -320,6 +356,6 @@ export class PageServer {
   }
 
   #nextMs(sendMs: number): number {
-    return Math.min(sendMs, this.#surveyAtMs, this.#signOfLifeAtMs);
+    return Math.min(sendMs, this.#surveyAtMs, this.#signOfLifeAtMs, this.#probeAtMs);
   }
 }

@@ -1,4 +1,4 @@
-// The bodies of the four datagrams. Encodes and decodes; a decoder answers `undefined` to whatever
+// The bodies of the five datagrams. Encodes and decodes; a decoder answers `undefined` to whatever
 // is not exactly as drawn, and throws nothing. Sealed by `sealing.ts`, so a wrong body is a
 // member's. Little endian. Layers are numbered as in the snapshot's descriptor, through all of its
 // objects.
@@ -26,11 +26,18 @@
 // | sequence  | channel | receivers   | layer   | page     | piece | piece count | data …      |
 // +-----------+---------+-------------+---------+----------+-------+-------------+-------------+
 //
+// PROBE, server to group or receiver: as long as a datagram may get, if it comes whole
+//  0         1 …
+// +---------+------------------+
+// | channel | zeros …          |
+// +---------+------------------+
+//
 // REPORT, receiver to server: what came by each channel since the last report
-//  0          1        4             8                            24
-// +----------+--------+-------------+----------------------------+-----------------------------+
-// | delivery | 0      | interval ms | group                      | unicast                     |
-// +----------+--------+-------------+----------------------------+-----------------------------+
+//  0          1    2             4                   8                            24
+// +----------+----+-------------+-------------------+----------------------------+-----------+
+// | delivery | 0  | interval ms | largest, of each  | group                      | unicast   |
+// +----------+----+-------------+-------------------+----------------------------+-----------+
+//   largest: length of the largest datagram u16, group and unicast; 0: none
 //   channel: highest sequence u32 | datagrams that should have come u32 | that came u32 | bytes u32
 
 import { PAGE_BYTES } from '../page-map.js';
@@ -42,6 +49,7 @@ export const RUN_BYTES = 8;
 export const PIECE_HEAD_BYTES = 14;
 export const REPORT_BYTES = 40;
 export const RUN_PAGES_MAX = 65_535;
+export const REPORT_MS_MAX = 65_535;
 /** A request names pieces by the bits of a byte. */
 export const PIECES_MAX = 8;
 const PAGES_PER_LAYER = 2 ** 32;
@@ -51,7 +59,16 @@ const REQUEST_RUN = { page: 0, count: 4, layer: 6, pieces: 8, pieceCount: 9, zer
 const PAGES = { sequence: 0, channel: 4, receivers: 5, layer: 6, runCount: 8 } as const;
 const RUN = { page: 0, count: 4, kind: 6 } as const;
 const PIECE = { page: 8, piece: 12, pieceCount: 13 } as const;
-const REPORT = { delivery: 0, zero: 1, interval: 4, group: 8, unicast: 24 } as const;
+const PROBE = { channel: 0 } as const;
+const REPORT = {
+  delivery: 0,
+  zero: 1,
+  interval: 2,
+  largestGroup: 4,
+  largestUnicast: 6,
+  group: 8,
+  unicast: 24,
+} as const;
 const CHANNEL_REPORT = { highest: 0, expected: 4, received: 8, bytes: 12 } as const;
 
 export const URGENCY = { demand: 0, prefetch: 1 } as const;
@@ -112,10 +129,13 @@ export interface ChannelReport {
   readonly expected: number;
   readonly received: number;
   readonly bytes: number;
+  /** Length of the largest datagram that came, probes too; 0: none came. */
+  readonly largest: number;
 }
 
 export interface Report {
   readonly delivery: Channel;
+  /** At most REPORT_MS_MAX. */
   readonly intervalMs: number;
   readonly group: ChannelReport;
   readonly unicast: ChannelReport;
@@ -246,7 +266,9 @@ export function decodePiece(body: Buffer): Piece | undefined {
 export function encodeReport(report: Report): Buffer {
   const body = Buffer.alloc(REPORT_BYTES);
   body[REPORT.delivery] = report.delivery;
-  body.writeUInt32LE(report.intervalMs, REPORT.interval);
+  body.writeUInt16LE(report.intervalMs, REPORT.interval);
+  body.writeUInt16LE(report.group.largest, REPORT.largestGroup);
+  body.writeUInt16LE(report.unicast.largest, REPORT.largestUnicast);
   writeChannelReport(body, REPORT.group, report.group);
   writeChannelReport(body, REPORT.unicast, report.unicast);
   return body;
@@ -255,12 +277,25 @@ export function encodeReport(report: Report): Buffer {
 export function decodeReport(body: Buffer): Report | undefined {
   if (body.length !== REPORT_BYTES) return undefined;
   const delivery = channelOf(body[REPORT.delivery]!);
-  const intervalMs = body.readUInt32LE(REPORT.interval);
+  const intervalMs = body.readUInt16LE(REPORT.interval);
   if (delivery === undefined || intervalMs === 0) return undefined;
-  if (body.readUIntLE(REPORT.zero, 3) !== 0) return undefined;
-  const group = channelReport(body, REPORT.group);
-  const unicast = channelReport(body, REPORT.unicast);
+  if (body[REPORT.zero] !== 0) return undefined;
+  const group = channelReport(body, REPORT.group, REPORT.largestGroup);
+  const unicast = channelReport(body, REPORT.unicast, REPORT.largestUnicast);
   return { delivery, intervalMs, group, unicast };
+}
+
+/** Fills the body. */
+export function writeProbe(body: Buffer, channel: Channel): void {
+  body.fill(0);
+  body[PROBE.channel] = channel;
+}
+
+/** By which channel it came. */
+export function decodeProbe(body: Buffer): Channel | undefined {
+  if (body.length === 0) return undefined;
+  for (let offset = 1; offset < body.length; offset++) if (body[offset] !== 0) return undefined;
+  return channelOf(body[PROBE.channel]!);
 }
 
 function writePagesHead(into: Buffer, head: PagesHead): void {
@@ -286,12 +321,13 @@ function writeChannelReport(body: Buffer, offset: number, of: ChannelReport): vo
   body.writeUInt32LE(of.bytes, offset + CHANNEL_REPORT.bytes);
 }
 
-function channelReport(body: Buffer, offset: number): ChannelReport {
+function channelReport(body: Buffer, offset: number, largest: number): ChannelReport {
   return {
     highest: body.readUInt32LE(offset + CHANNEL_REPORT.highest),
     expected: body.readUInt32LE(offset + CHANNEL_REPORT.expected),
     received: body.readUInt32LE(offset + CHANNEL_REPORT.received),
     bytes: body.readUInt32LE(offset + CHANNEL_REPORT.bytes),
+    largest: body.readUInt16LE(largest),
   };
 }
 

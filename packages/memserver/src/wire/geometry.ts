@@ -18,6 +18,31 @@ export function bodyBytesFor(mtuBytes: number, ipVersion: 4 | 6 = 4): number {
   return Math.min(datagramBytes, DATAGRAM_BYTES_MAX) - HEADER_BYTES - TAG_BYTES;
 }
 
+/** What every path is taken to carry; in pieces, where a datagram must be cut. */
+const USUAL_MTU_BYTES = 1500;
+/** More would make pages wait for each other, and no Ethernet takes it. */
+const LARGE_MTU_BYTES_MAX = 9000;
+
+/** How large the bodies of a server's datagrams may be. */
+export interface BodySizes {
+  /** Always comes. */
+  readonly usual: number;
+  /** What the server's own link carries, when whole pages fit: to be tried out on the path. */
+  readonly large: number | undefined;
+}
+
+/** Of a host whose interface has this MTU. */
+export function bodySizesFor(mtuBytes: number): BodySizes {
+  const usual = bodyBytesFor(Math.min(mtuBytes, USUAL_MTU_BYTES));
+  const large = bodyBytesFor(Math.min(mtuBytes, LARGE_MTU_BYTES_MAX));
+  return { usual, large: pieceCountFor(large) === 1 ? large : undefined };
+}
+
+/** Length of a datagram with such a body. */
+export function datagramBytesFor(bodyBytes: number): number {
+  return HEADER_BYTES + bodyBytes + TAG_BYTES;
+}
+
 /** 1: whole pages fit, as in jumbo frames. */
 export function pieceCountFor(bodyBytes: number): number {
   if (bodyBytes >= PAGES_HEAD_BYTES + RUN_BYTES + PAGE_BYTES) return 1;

@@ -30,7 +30,7 @@ const NONCE_COUNTER = 4;
 const COUNTER_BYTES = 6;
 const TWO_TO_32 = 2 ** 32;
 
-export const DATAGRAM = { request: 1, report: 2, pages: 3, piece: 4 } as const;
+export const DATAGRAM = { request: 1, report: 2, pages: 3, piece: 4, probe: 5 } as const;
 export type DatagramKind = (typeof DATAGRAM)[keyof typeof DATAGRAM];
 
 /** Why a datagram was dropped. `body`: sealed by a member, but not as `datagrams.ts` says. */
@@ -228,7 +228,7 @@ export class Opener {
 }
 
 function kindOf(byte: number): DatagramKind | undefined {
-  return byte >= DATAGRAM.request && byte <= DATAGRAM.piece ? (byte as DatagramKind) : undefined;
+  return byte >= DATAGRAM.request && byte <= DATAGRAM.probe ? (byte as DatagramKind) : undefined;
 }
 
 /** `undefined` when it is not a safe integer. */

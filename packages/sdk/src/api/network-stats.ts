@@ -22,12 +22,14 @@ export const serverCountsSchema = z.object({
   /** Sent by unicast, because nobody else was likely to lack them. */
   pagesEndGame: count,
   pagesSent: z.object({ data: count, zero: count, absent: count }),
-  sent: z.object({ group: traffic, unicast: traffic, signsOfLife: traffic }),
+  sent: z.object({ group: traffic, unicast: traffic, signsOfLife: traffic, probes: traffic }),
   now: z.object({
     receivers: count,
     groupReceivers: count,
     groupBytesPerSecond: count,
     groupLoss: count,
+    /** Room in its datagrams: a whole page fits where all hosts get large packets. */
+    groupBodyBytes: count,
   }),
 });
 
@@ -58,6 +60,8 @@ export const receivedStatsSchema = z.object({
   requestsSent: traffic,
   reportsSent: traffic,
   received: z.object({ group: traffic, unicast: traffic }),
+  /** Datagrams by which the memory server finds out what size comes whole. */
+  probes: count,
   timesLeftGroup: count,
   now: z.object({ roundTripMs: count, prefetchWindowPages: count }),
 });
