@@ -129,7 +129,7 @@ test(
       for (let index = 0; index < count; index++) {
         const puller = world.addReceiver({
           bytesPerSecond: seeded.between(500_000, 125_000_000),
-          delivery: seeded.chance(0.2) ? CHANNEL.unicast : CHANNEL.group,
+          hasGroup: seeded.chance(0.8),
           lostAfterMs: seeded.between(500, 30_000),
           weather: {
             loss: seeded.between(0, 0.3),

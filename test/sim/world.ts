@@ -5,8 +5,6 @@ import assert from 'node:assert/strict';
 import {
   type Address,
   bodySizesFor,
-  CHANNEL,
-  type Channel,
   newSenderId,
   PageReceiver,
   PageServer,
@@ -38,7 +36,8 @@ export interface WorldOptions {
 export interface ReceiverOptions {
   readonly weather?: Partial<Weather>;
   readonly bytesPerSecond?: number;
-  readonly delivery?: Channel;
+  /** Otherwise it is served by unicast alone. */
+  readonly hasGroup?: boolean;
   readonly lostAfterMs?: number;
 }
 
@@ -92,7 +91,7 @@ export class World {
         this.#wake(actor);
       },
     });
-    host.isMember = true;
+    host.isMember = options.hasGroup ?? true;
     this.#byName.set(host.name, host);
     puller.host = host;
     puller.receiver = new PageReceiver({
@@ -103,7 +102,7 @@ export class World {
       clock: this.#clock,
       random: this.seeded.next,
       lostAfterMs: options.lostAfterMs ?? 30_000,
-      delivery: options.delivery ?? CHANNEL.group,
+      hasGroup: options.hasGroup ?? true,
     });
     const actor = {
       wakeAtMs: Number.POSITIVE_INFINITY,

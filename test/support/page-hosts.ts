@@ -18,8 +18,8 @@ import {
 import { LineClient } from '../../packages/clone-agent/src/hypervisor/line-client.js';
 import { type NetHost, NetHosts } from '../../packages/clone-agent/src/system/net-hosts.js';
 
-const SERVER_PORT = 7700;
-const GROUP = { address: '239.77.0.1', port: 7701 };
+export const SERVER_PORT = 7700;
+export const GROUP = { address: '239.77.0.1', port: 7701 };
 const SERVER_MAIN = fileURLToPath(import.meta.resolve('@snowfork/memserver/main'));
 const PULLER_MAIN = fileURLToPath(new URL('../dist/net/puller-main.js', import.meta.url));
 const PEER = { peer: 'the process', errorCode: 'SF_INTERNAL', timeoutMs: 20_000 } as const;
@@ -94,12 +94,18 @@ export class PageHosts {
     readonly mtuBytes?: readonly number[];
     readonly linkBytesPerSecond?: number;
     readonly hasGroup?: boolean;
+    /** Hosts on which nothing runs; after the others. */
+    readonly strangers?: number;
+    /** `false`: they connect when `connect` is called. */
+    readonly isConnected?: boolean;
   }): Promise<PageHosts> {
-    const { mtuBytes = [] } = of;
-    const made = new PageHosts(await NetHosts.create({ hosts: of.pullers + 1, mtuBytes }), of);
+    const { mtuBytes = [], strangers = 0 } = of;
+    const net = await NetHosts.create({ hosts: 1 + of.pullers + strangers, mtuBytes });
+    const made = new PageHosts(net, of);
     try {
       await made.startServer();
-      for (let host = 1; host <= of.pullers; host++) await made.#startPuller(host, of.hasGroup);
+      for (let host = 1; host <= of.pullers; host++) await made.#startPuller(host);
+      if (of.isConnected !== false) await made.connect(of.hasGroup);
     } catch (error) {
       await made.stop();
       throw error;
@@ -169,14 +175,16 @@ export class PageHosts {
     return stats.snapshots.s1!;
   }
 
-  async connectPuller(puller: ControlledProcess, of: { hasGroup?: boolean }): Promise<void> {
-    await puller.execute('connect', {
+  /** All pullers; the origin's group may be kept from them. */
+  async connect(hasGroup = true): Promise<void> {
+    const origin = {
       address: this.net.hosts[SERVER]!.address,
       port: SERVER_PORT,
       key: this.key.toString('base64'),
-      ...(of.hasGroup === false ? {} : { group: GROUP }),
+      ...(hasGroup ? { group: GROUP } : {}),
       lostAfterMs: 60_000,
-    });
+    };
+    for (const puller of this.pullers) await puller.execute('connect', origin);
   }
 
   async stop(): Promise<void> {
@@ -189,14 +197,13 @@ export class PageHosts {
     await this.stop();
   }
 
-  async #startPuller(host: number, hasGroup = true): Promise<void> {
+  async #startPuller(host: number): Promise<void> {
     const socket = path.join(this.folder, `puller${host}.sock`);
     const puller = await ControlledProcess.start(this.net.hosts[host]!, {
       command: [PULLER_MAIN, this.net.hosts[host]!.address, socket],
       socket,
     });
     this.pullers.push(puller);
-    await this.connectPuller(puller, { hasGroup });
   }
 }
 

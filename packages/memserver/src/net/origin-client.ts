@@ -25,7 +25,7 @@ export class OriginClient {
     readonly key: SnapshotKey;
     readonly sink: OriginSink;
     readonly lostAfterMs: number;
-    readonly delivery: Channel;
+    readonly hasGroup: boolean;
     readonly send: (datagram: Buffer) => void;
     readonly setMembership: (isMember: boolean) => void;
     readonly closed: () => Promise<void>;
@@ -47,7 +47,7 @@ export class OriginClient {
       clock,
       random: Math.random,
       lostAfterMs: of.lostAfterMs,
-      delivery: of.delivery,
+      hasGroup: of.hasGroup,
     });
   }
 

@@ -4,7 +4,6 @@
 // thread.
 
 import type { PageSink } from '../receiver/page-receiver.js';
-import { CHANNEL } from '../wire/datagrams.js';
 import { keyIdOf, snapshotKey } from '../wire/sealing.js';
 import { type Group, GroupSockets } from './group-sockets.js';
 import { OriginClient } from './origin-client.js';
@@ -90,7 +89,7 @@ export class PageNetwork {
     const client = new OriginClient({
       ...of,
       key,
-      delivery: group === undefined ? CHANNEL.unicast : CHANNEL.group,
+      hasGroup: group !== undefined,
       send: (datagram) => socket.send(datagram, to),
       setMembership: (isMember) => void membership.set(isMember),
       closed: async () => {
@@ -102,6 +101,7 @@ export class PageNetwork {
     });
     this.#clients.set(key.id, [...this.#clientsOf(key.id), client]);
     await membership.set(true);
+    client.advance();
     return client;
   }
 

@@ -142,7 +142,9 @@ export class UdpSocket {
   /** Behind those that wait: all but the last are of one length. */
   #fits(bytes: number, to: Address): boolean {
     if (this.#segments === 0) return true;
-    if (this.#segments === SEGMENTS_MAX) return false;
+    // Those that must come whole leave alone: a virtual link passes pieces on without a look at
+    // their size, and what such a datagram has shown would not hold.
+    if (this.#segments === SEGMENTS_MAX || this.#segmentBytes > this.#cutBytesMax) return false;
     if (bytes > this.#segmentBytes || this.#pendingBytes + bytes > DATAGRAM_BYTES_MAX) return false;
     const areWhole = this.#pendingBytes === this.#segments * this.#segmentBytes;
     return areWhole && this.#to!.port === to.port && this.#to!.host === to.host;

@@ -105,8 +105,8 @@ export interface PageReceiverOptions {
   readonly random: () => number;
   /** A page that has not come for so long is lost. */
   readonly lostAfterMs: number;
-  /** How to begin; what comes decides how to go on. */
-  readonly delivery: Channel;
+  /** There is a group, which may reach this host or not. */
+  readonly hasGroup: boolean;
 }
 
 /** A page that was asked for. */
@@ -162,8 +162,9 @@ export class PageReceiver {
     this.#options = options;
     this.#sealer = new Sealer(key, senderId);
     this.#opener = new Opener({ key, ownId: senderId, sendersMax: SENDERS_MAX });
-    this.#membership = new Membership(options.delivery);
     this.#reportedMs = options.clock();
+    const { hasGroup } = options;
+    this.#membership = new Membership({ hasGroup, nowMs: this.#reportedMs });
     this.#expireAtMs = this.#reportedMs + EXPIRE_MS;
   }
 
@@ -240,13 +241,15 @@ export class PageReceiver {
    */
   advance(): number {
     const nowMs = this.#options.clock();
+    const greeting = this.#membership.greet(nowMs);
+    if (greeting === 'silent') this.#askAgain();
     for (const want of this.#fresh) if (this.#isWanted(want)) this.#ask(want, nowMs);
     this.#fresh = [];
     if (nowMs >= this.#deadlineMs) this.#retry(nowMs);
     if (nowMs >= this.#drawAtMs) this.#fillWindow(nowMs);
     this.#flush(URGENCY.demand);
     this.#flush(URGENCY.prefetch);
-    if (nowMs >= this.#reportAtMs) this.#report(nowMs);
+    if (greeting === 'hello' || nowMs >= this.#reportAtMs) this.#report(nowMs);
     if (nowMs >= this.#expireAtMs) this.#expire(nowMs);
     if (this.#membership.advance(nowMs)) {
       this.#group.reset();
@@ -269,7 +272,10 @@ export class PageReceiver {
     const { received } = this.counts;
     countDatagram(isGroup ? received.group : received.unicast, bytes);
     this.#heardMs = nowMs;
-    if (isGroup) this.#groupHeardMs = nowMs;
+    if (isGroup) {
+      this.#groupHeardMs = nowMs;
+      this.#membership.groupIsHeard();
+    }
     this.#reportSoon(nowMs);
   }
 
@@ -426,11 +432,21 @@ export class PageReceiver {
     }
   }
 
+  /** By unicast, what was asked for by a group that has turned out not to reach this host. */
+  #askAgain(): void {
+    for (const want of this.#wants.values()) want.deadlineMs = 0;
+    this.#deadlineMs = 0;
+  }
+
   #fillWindow(nowMs: number): void {
     this.#drawAtMs = 0;
     const { windowPages } = this.#prefetch;
     const room = windowPages - (this.#wants.size - this.#demands);
     if (this.#prefetch.runCount === 0 || room < windowPages / 2) return;
+    if (this.#membership.isUndecided) {
+      this.#drawAtMs = this.#membership.nextMs;
+      return;
+    }
     if (this.delivery === CHANNEL.group && !(this.#isLead(windowPages) && this.#drawsToAsk())) {
       const waitMs = Math.max(this.#networkRoundTripMs(), DRAW_AGAIN_MS_MIN);
       this.#drawAtMs = nowMs + waitMs * (0.5 + this.#options.random());

@@ -19,8 +19,8 @@ export class Flow {
   limitedAtMs = Number.NEGATIVE_INFINITY;
   /** Its datagrams may be as large as the server's link carries. */
   isLarge = false;
-  /** Pages have gone by it since its path was last probed. */
-  hasSent = false;
+  /** Something has gone by it, or is about to, since its path was last probed. */
+  isProbed = false;
   /** Is in the server's round of flows that have something to send. */
   isActive = false;
 

@@ -47,6 +47,8 @@ const SURVEY_MS = 20;
 const SURVEY_NEW_MS = 1;
 /** Lets receivers find out that multicast reaches them, and that the last datagrams were lost. */
 const SIGN_OF_LIFE_MS = 200;
+/** After a receiver came: those that come with it are greeted with it. */
+const GREET_MS = 1;
 /** A path in use is probed so often: it may be another one by now. */
 const PROBE_MS = 250;
 /** A report speaks for pacing of so long ago. */
@@ -83,6 +85,7 @@ export class PageServer {
   #groupSentMs: number;
   #surveyAtMs = Number.POSITIVE_INFINITY;
   #heardMs = Number.NEGATIVE_INFINITY;
+  #greetAtMs = Number.POSITIVE_INFINITY;
   #probedMs = Number.NEGATIVE_INFINITY;
   #probeAtMs = Number.POSITIVE_INFINITY;
 
@@ -146,6 +149,8 @@ export class PageServer {
     if (request !== undefined) this.#takeRequest(request, receiver, nowMs);
     if (report !== undefined) {
       this.counts.reports++;
+      // It has only come, and wants to know whether the group reaches it.
+      if (report.group.expected === 0 && report.unicast.expected === 0) this.#greet(nowMs);
       const group = nowMs - this.#group.limitedAtMs < LIMITED_MS;
       const unicast = nowMs - (receiver.flow?.limitedAtMs ?? 0) < LIMITED_MS;
       applyReport(receiver, report, { group, unicast });
@@ -162,6 +167,7 @@ export class PageServer {
     if (nowMs >= this.#signOfLifeAtMs) {
       this.#outgoing.sendSignOfLife(this.#group, now);
       this.#groupSentMs = nowMs;
+      this.#greetAtMs = Number.POSITIVE_INFINITY;
     }
     if (nowMs >= this.#probeAtMs) this.#probe(nowMs);
     for (;;) {
@@ -283,12 +289,20 @@ export class PageServer {
     flow.bucket.take(bytes);
     this.#link.take(bytes);
     if (flow === this.#group) this.#groupSentMs = now.ms;
-    if (this.#outgoing.largestBytes > 0) {
-      flow.hasSent = true;
-      const soonMs = now.ms + SURVEY_NEW_MS;
-      this.#probeAtMs = Math.min(this.#probeAtMs, Math.max(this.#probedMs + PROBE_MS, soonMs));
-    }
+    if (this.#outgoing.largestBytes > 0) this.#probeSoon(flow, now.ms);
     this.#rest(flow);
+  }
+
+  /** Shows itself to the group, and soon what size of datagram comes. */
+  #greet(nowMs: number): void {
+    this.#greetAtMs = Math.min(this.#greetAtMs, nowMs + GREET_MS);
+    if (this.#outgoing.largestBytes > 0) this.#probeSoon(this.#group, nowMs);
+  }
+
+  #probeSoon(flow: Flow, nowMs: number): void {
+    flow.isProbed = true;
+    const atMs = Math.max(this.#probedMs + PROBE_MS, nowMs + GREET_MS);
+    this.#probeAtMs = Math.min(this.#probeAtMs, atMs);
   }
 
   /** Finds out what size of datagram comes whole, by every flow that is in use. */
@@ -296,8 +310,8 @@ export class PageServer {
     this.#probedMs = nowMs;
     this.#probeAtMs = Number.POSITIVE_INFINITY;
     for (const flow of [this.#group, ...this.#receivers.flows()]) {
-      if (flow.hasSent) this.#link.take(this.#outgoing.sendProbe(flow));
-      flow.hasSent = false;
+      if (flow.isProbed) this.#link.take(this.#outgoing.sendProbe(flow));
+      flow.isProbed = false;
     }
   }
 
@@ -351,7 +365,7 @@ export class PageServer {
 
   /** When the group was silent for long, while somebody listens. */
   get #signOfLifeAtMs(): number {
-    const atMs = this.#groupSentMs + SIGN_OF_LIFE_MS;
+    const atMs = Math.min(this.#groupSentMs + SIGN_OF_LIFE_MS, this.#greetAtMs);
     return atMs < this.#heardMs + ACTIVE_MS ? atMs : Number.POSITIVE_INFINITY;
   }
 
