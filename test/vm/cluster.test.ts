@@ -181,16 +181,36 @@ describeVms('a cluster of three hosts', () => {
       '[ $id -gt 0 ] && { while [ ! -e /tmp/go ]; do sleep 0.1; done; sf-guest exit $id; }';
     await sh(vm, `rm -f /tmp/t; (${script}; ${wait}) > /dev/null 2>&1 &`);
     const ticket = await eventually(() => sh(vm, 'cat /tmp/t'));
+    const running = async () => {
+      const others = (await alpha.sf.vms()).filter(({ id }) => id !== vm.id);
+      expect(others.map(({ state }) => state)).toEqual(['running', 'running']);
+      return others;
+    };
+    await eventually(running);
     for (const host of [alpha, beta]) {
       host.agent.kill('SIGKILL');
       await cluster.startAgain(host);
     }
-    await eventually(async () => expect(await alpha.sf.hosts()).toHaveLength(3));
-    for (const { id } of (await alpha.sf.vms()).filter(({ id }) => id !== vm.id)) {
-      await sh(await alpha.sf.vm(id), 'touch /tmp/go');
-    }
+    const clones = await eventually(running);
+    for (const { id } of clones) await sh(await alpha.sf.vm(id), 'touch /tmp/go');
     const slots = await alpha.sf.join(ticket);
     expect(slots).toMatchObject([{ status: 'exited' }, { status: 'exited' }]);
+  });
+
+  it('settles what was on its way to other hosts when the agent at home is killed', async () => {
+    const forking = vm.fork(4, { hosts: ['beta', 'gamma'] }).catch(() => undefined);
+    const tickets = () => sh(vm, 'true').then(() => alpha.sf.snapshots());
+    await eventually(async () => expect((await tickets()).length).toBeGreaterThan(1));
+    alpha.agent.kill('SIGKILL');
+    await forking;
+    await cluster.startAgain(alpha);
+    const { ticket } = await vm.fork(1, { hosts: ['beta'] });
+    const before = `t${Number.parseInt(ticket.id.slice(1), 10) - 1}-alpha`;
+    const { status } = (await alpha.sf.join(ticket.id, { timeoutMs: 1 }))[0]!;
+    expect(status).toBe('running');
+    await endVms(alpha.sf, [vm]);
+    const slots = await alpha.sf.join(before);
+    expect(slots.map((slot) => slot.status)).toEqual(['lost', 'lost', 'lost', 'lost']);
   });
 
   it('refuses who is no host of it, and says so on both ends', async () => {

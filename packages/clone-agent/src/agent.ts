@@ -201,6 +201,7 @@ export class Agent implements AgentService {
       serveApi: (socket) => serveApiTo(socket, state.socket),
       openStore: (file) => openClusterStore(file, { stateRoot: state.root, log }),
       entered: () => this.#others.open(),
+      opened: () => void this.#families.remote?.reconcile(),
       room: () => this.#families.hostRoom(),
       reserved: (reservations) => this.#families.room.promise(reservations),
       detachFrom: async (host, signal) => await this.#families.remote?.detachFrom(host, signal),

@@ -48,6 +48,11 @@ export const cloneMethods = {
     }),
     result: z.null(),
   },
+  /** Which clones of the asking host's ticket the asked host runs, or has still to tell of. */
+  clonesOf: {
+    params: z.strictObject({ ticket: idSchema }),
+    result: z.strictObject({ cloneIds: z.array(cloneId) }),
+  },
   /** End the clones of the asking host's ticket. */
   killTicket: { params: z.strictObject({ ticket: idSchema }), result: z.null() },
   /** A snapshot of the asked host, for a host that is to run clones of it; it is kept for it. */

@@ -43,6 +43,8 @@ export interface ClusterContext {
   openStore(file: ClusterFile): Promise<ClusterStore>;
   /** The host is in a cluster now, before others hear of it. */
   entered(): Promise<void>;
+  /** The others can be spoken to, for the first time since the agent's start. */
+  opened(): void;
   room(): HostRecord['room'];
   hostLost(host: string, reason: string): void;
   /** Whatever this host needs of that one is brought here. */
@@ -82,6 +84,7 @@ export class Cluster {
     while (this.#file !== undefined && this.#membership === undefined) {
       try {
         this.#membership = await this.#enter(this.#file);
+        this.#context.opened();
       } catch (error) {
         this.#context.log.error({ err: error }, 'the cluster is not there yet');
         await delay(OPEN_AGAIN_MS, undefined, { ref: false });

@@ -16,7 +16,7 @@ import { describeSnapshot, type ServedLayers, type ServingHost } from '../store/
 import type { Descriptor } from '../store/descriptor.js';
 import type { Standing } from '../store/journal.js';
 import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
-import type { Ticket, Tickets } from './tickets.js';
+import { NEVER_STARTED, type Ticket, type Tickets } from './tickets.js';
 import type { Descent } from './vm.js';
 
 /** How often more pages are asked for, when all are brought here. */
@@ -71,6 +71,11 @@ export class RemoteClones {
     this.handlers = {
       startClones: (params, host, signal) => this.#startPart(params, host, signal),
       settle: async (params, host) => this.#settle(params, host),
+      clonesOf: async ({ ticket: id }, host) => {
+        const ticket = context.tickets.find(id);
+        const slots = ticket?.home === host ? ticket.slots : [];
+        return { cloneIds: slots.map(({ cloneId }) => cloneId) };
+      },
       killTicket: async ({ ticket: id }, host) => {
         const ticket = context.tickets.find(id);
         if (ticket?.home === host) context.killTicket(ticket);
@@ -176,6 +181,39 @@ export class RemoteClones {
       }
     }
     for (const snapshot of [...store.all()]) store.takeBack(snapshot, host);
+  }
+
+  /**
+   * After the death of an agent at home: its clones elsewhere are asked for. Those that were on their
+   * way then did not come up.
+   */
+  async reconcile(): Promise<void> {
+    for (const ticket of this.#context.tickets.all()) {
+      if (ticket.home !== undefined || !ticket.used) continue;
+      for (const [host, slots] of ticket.slotsElsewhere) {
+        if (slots.some(({ status }) => status === 'running')) void this.#askFor(ticket, host);
+      }
+    }
+  }
+
+  async #askFor(ticket: Ticket, host: string): Promise<void> {
+    for (let attempt = 0; !ticket.done; attempt += 1) {
+      try {
+        const of = { ticket: ticket.id };
+        const { cloneIds } = await this.#context.peering.call(host, 'clonesOf', of);
+        for (const { cloneId } of ticket.slotsElsewhere.get(host) ?? []) {
+          if (!cloneIds.includes(cloneId)) ticket.settle(cloneId, { reason: NEVER_STARTED });
+        }
+        return;
+      } catch (cause) {
+        const { code } = SnowforkError.from(cause);
+        if (code === 'SF_HOST_NOT_FOUND')
+          return this.hostLost(host, 'the cluster has no such host');
+        await delay(TELL_AGAIN_MS[Math.min(attempt, TELL_AGAIN_MS.length - 1)], undefined, {
+          ref: false,
+        });
+      }
+    }
   }
 
   /** What an agent before this one has lent is served on. */

@@ -19,7 +19,7 @@ const TIMER_MS_MAX = 2 ** 31 - 1;
 /** Finished tickets that are remembered, so that they can be joined late. */
 export const TICKETS_REMEMBERED_MAX = 4096;
 
-const NEVER_STARTED = 'it did not come up: the agent died before';
+export const NEVER_STARTED = 'it did not come up: the agent died before';
 
 interface SlotState {
   readonly cloneId: number;
