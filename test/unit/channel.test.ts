@@ -17,6 +17,7 @@ import {
 } from '../../packages/clone-agent/src/guest/channel.js';
 import type { SnowforkError } from '../../packages/sdk/src/api/errors.js';
 import {
+  decodeLines,
   EXEC_WINDOW_BYTES,
   encodeFrame,
   encodeLines,
@@ -262,6 +263,101 @@ describe('a guest that does not read', () => {
     for (let id = 0; id < 40; id++) guest.write(requestOf(id));
     await eventually(() => expect(told.lost).toEqual(['too much was sent to a frozen guest']));
     expect(await prepared).toBe('SF_VM_GONE');
+  });
+});
+
+describe('a guest that goes on', () => {
+  const facts = { fork: 'f1', id: 1, hostname: 'h', entropy: Buffer.alloc(64) };
+  const clone = { ...facts, role: 'clone' } as const;
+
+  /** A clone whose clock shows `performance.now()`; QEMU may have let it run `lateMs` late. */
+  async function goingOn(lateMs: number, handlers: Partial<ChannelHandlers> = {}) {
+    const { channel, guest } = await connected(handlers);
+    const peer = new FramePeer(guest);
+    const monotonicMs = performance.now();
+    const resumed = { earliestMs: monotonicMs - lateMs, latestMs: monotonicMs };
+    const reading = { monotonicMs, lowMs: monotonicMs, highMs: monotonicMs };
+    channel.clock.start(resumed, { reading, virtualMs: 0 });
+    return { channel, peer };
+  }
+
+  /** Until RESUME comes, whose lines are returned. */
+  async function looksUntilResume(peer: FramePeer, shownMs: () => number) {
+    for (let looks = 0; ; looks++) {
+      const frame = await peer.next([FrameType.ping, FrameType.resume]);
+      if (frame.type === FrameType.resume) return { looks, lines: decodeLines(frame.payload) };
+      const text = `monotonic=${Math.round(shownMs() * 1e6)}\n${frame.payload}`;
+      peer.send(FrameType.pong, 0, Buffer.from(text));
+    }
+  }
+
+  it('is looked at first when its clock is badly known, and told the right time', async () => {
+    const { channel, peer } = await goingOn(5000);
+    const resumed = channel.resume(clone, NEVER);
+    const { looks, lines } = await looksUntilResume(peer, () => performance.now());
+    expect(looks).toBeGreaterThan(0);
+    const originMs = Number(lines.get('origin')) / 1e6;
+    expect(Math.abs(originMs + performance.now() - Date.now())).toBeLessThan(1000);
+    peer.sendLines(FrameType.resumed, 0, { fork: 'f1', ok: 1 });
+    await resumed;
+  });
+
+  it.each([
+    ['its clock is well known', 0, clone],
+    ['its clock has not stood still', 5000, { ...facts, role: 'failed' } as const],
+  ])('is not looked at when %s', async (_, lateMs, told) => {
+    const { channel, peer } = await goingOn(lateMs);
+    const resumed = channel.resume(told, NEVER);
+    const { looks, lines } = await looksUntilResume(peer, () => performance.now());
+    expect(looks).toBe(0);
+    expect(lines.has('origin')).toBe(told.role === 'clone');
+    peer.sendLines(FrameType.resumed, 0, { fork: 'f1', ok: 1 });
+    await resumed;
+  });
+
+  it('is told what is known when looks are in vain', async () => {
+    const { channel, peer } = await goingOn(5000);
+    const resumed = channel.resume(clone, NEVER);
+    const { looks, lines } = await looksUntilResume(peer, () => Number.NaN);
+    expect(looks).toBe(20);
+    expect(lines.has('origin')).toBe(true);
+    peer.sendLines(FrameType.resumed, 0, { fork: 'f1', ok: 1 });
+    await resumed;
+  });
+
+  it('gets what is sent to it meanwhile after its RESUME, the next PREPARE too', async () => {
+    const { channel, peer } = await goingOn(5000);
+    const resumed = channel.resume(clone, NEVER);
+    const prepared = channel.prepare('f2', NEVER);
+    const { looks } = await looksUntilResume(peer, () => performance.now());
+    expect(looks).toBeGreaterThan(0);
+    expect(peer.frames).toEqual([]);
+    peer.sendLines(FrameType.resumed, 0, { fork: 'f1', ok: 1 });
+    await resumed;
+    await peer.next(FrameType.prepare);
+    const monotonic = Math.round(performance.now() * 1e6);
+    peer.sendLines(FrameType.prepared, 0, { fork: 'f2', monotonic });
+    await prepared;
+  });
+
+  it('takes a command that is run between two looks', async () => {
+    let exec: Promise<unknown> | undefined;
+    const { channel, peer } = await goingOn(5000, {
+      request: () => {
+        exec = channel.exec({ command: ['true'] }, NEVER);
+      },
+    });
+    const resumed = channel.resume(clone, NEVER);
+    const { payload } = await peer.next(FrameType.ping);
+    // In one chunk with the answer, whose handshake is over then.
+    const pong = encodeFrame(FrameType.pong, 0, Buffer.from(`monotonic=x\n${payload}`));
+    peer.socket.write(Buffer.concat([pong, requestOf(1)]));
+    await looksUntilResume(peer, () => performance.now());
+    peer.sendLines(FrameType.resumed, 0, { fork: 'f1', ok: 1 });
+    await resumed;
+    const { stream } = await peer.next(FrameType.exec);
+    peer.sendLines(FrameType.started, stream, { pid: 7 });
+    expect(await exec).toMatchObject({ pid: 7 });
   });
 });
 

@@ -4,7 +4,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import {
-  clockOrigin,
   GuestClock,
   nanoseconds,
   readMonotonic,
@@ -74,26 +73,99 @@ describe('GuestClock', () => {
     parent.observe(look(7, 100, 1, 1));
     const stood = parent.at(500)!;
     const clone = new GuestClock();
-    clone.start(800, { reading: stood, virtualMs: 30 });
+    clone.start({ earliestMs: 800, latestMs: 800 }, { reading: stood, virtualMs: 30 });
     expect(clone.at(1000)!.monotonicMs).toBeCloseTo(stood.monotonicMs + 200, 6);
+  });
+
+  test('a clone that went on late is known to have done so when it was looked at', () => {
+    const reading = { monotonicMs: 4000, lowMs: 3999, highMs: 4001 };
+    const clock = new GuestClock();
+    clock.start({ earliestMs: 800, latestMs: 860 }, { reading, virtualMs: 30 });
+    // It went on at 840.
+    expect(clock.at(900)).toMatchObject({ monotonicMs: 4100 });
+    expect(clock.at(900)!.lowMs).toBeLessThan(4060);
+    clock.observe(look(3160, 1000, 0.5, 0.5));
+    expect(clock.at(1100)!.monotonicMs).toBeGreaterThanOrEqual(4260);
+    expect(clock.at(1100)!.monotonicMs).toBeLessThan(4260.6);
+  });
+
+  test('a look leaves the best guess alone that it does not contradict', () => {
+    const reading = { monotonicMs: 4000, lowMs: 3999, highMs: 4001 };
+    const clock = new GuestClock();
+    clock.start({ earliestMs: 800, latestMs: 860 }, { reading, virtualMs: 30 });
+    clock.observe(look(3200, 1000, 5, 3));
+    expect(clock.at(1100)!.monotonicMs).toBeCloseTo(4300, 6);
+  });
+
+  const span = fc.double({ min: 0, max: 300, noNaN: true });
+  const generations = fc.array(fc.record({ early: span, late: span, ran: span, forward: span }), {
+    minLength: 1,
+    maxLength: 8,
+  });
+
+  test('over generations the truth lies between the bounds, which do not grow', () => {
+    fc.assert(
+      fc.property(generations, fc.double({ min: 0, max: 1e5, noNaN: true }), (given, first) => {
+        let monotonicMs = first;
+        let stood = { monotonicMs: first, lowMs: first - 1, highMs: first + 1 };
+        for (const { early, late, ran, forward } of given) {
+          const clock = new GuestClock();
+          const wentOn = 1000;
+          const resumed = { earliestMs: wentOn - early, latestMs: wentOn + late };
+          clock.start(resumed, { reading: stood, virtualMs: 50 });
+          const shift = monotonicMs - wentOn;
+          clock.observe(look(shift, wentOn + 400, forward, forward));
+          monotonicMs += ran;
+          const stopped = { earliestMs: wentOn + ran - early, latestMs: wentOn + ran + late };
+          stood = clock.whenStopped(stopped, 50 + ran)!;
+          expect(stood.lowMs).toBeLessThanOrEqual(monotonicMs);
+          expect(stood.highMs).toBeGreaterThanOrEqual(monotonicMs);
+        }
+        expect(stood.highMs - stood.lowMs).toBeLessThan(3);
+      }),
+    );
+  });
+
+  test.each([
+    ['the machine does not tell how long it ran', undefined],
+    ['it is not known since when it ran', 50],
+  ])('%s: it stood still between the command and its answer', (_, virtualMs) => {
+    const clock = new GuestClock();
+    const stopped = { earliestMs: 890, latestMs: 900 };
+    expect(clock.whenStopped(stopped, virtualMs)).toBeUndefined();
+    clock.observe(look(7, 100, 1, 1));
+    const { monotonicMs, lowMs, highMs } = clock.whenStopped(stopped, virtualMs)!;
+    expect(monotonicMs).toBeCloseTo(902, 6);
+    expect(lowMs).toBeLessThan(897);
+    expect(highMs).toBeGreaterThan(907);
   });
 
   test('the machine tells how long it ran, however late its stop is heard of', () => {
     const clock = new GuestClock();
-    expect(clock.stoppedAt(40)).toBeUndefined();
-    clock.start(800, { virtualMs: 30 });
-    expect(clock.stoppedAt(42.5)).toBe(812.5);
-    expect(clock.stoppedAt(undefined)).toBeUndefined();
-    expect(clock.at(900)).toBeUndefined();
-    clock.start(900, { virtualMs: undefined });
-    expect(clock.stoppedAt(50)).toBeUndefined();
+    clock.start({ earliestMs: 800, latestMs: 800 }, { virtualMs: 30 });
+    clock.observe(look(7, 810, 1, 1));
+    const stopped = { earliestMs: 811, latestMs: 1400 };
+    expect(clock.whenStopped(stopped, 42.5)!.monotonicMs).toBeCloseTo(819.5, 6);
   });
-});
 
-test('the origin is the wall clock without the reading', () => {
-  const now = performance.now();
-  const reading = { monotonicMs: 4000, lowMs: 4000, highMs: 4000 };
-  expect(Math.abs(clockOrigin(reading, now) + 4000 - Date.now())).toBeLessThan(1000);
+  test('of a clock that was forgotten nothing is known', () => {
+    const clock = new GuestClock();
+    clock.start({ earliestMs: 800, latestMs: 800 }, { virtualMs: 30 });
+    clock.observe(look(7, 810, 1, 1));
+    clock.forget();
+    expect(clock.at(900)).toBeUndefined();
+    expect(clock.errorMsMax()).toBeUndefined();
+    expect(clock.originMs()).toBeUndefined();
+  });
+
+  test('the origin is the wall clock without the reading', () => {
+    const clock = new GuestClock();
+    const now = performance.now();
+    const reading = { monotonicMs: 4000, lowMs: 3990, highMs: 4002 };
+    clock.start({ earliestMs: now, latestMs: now }, { reading, virtualMs: 0 });
+    expect(Math.abs(clock.originMs()! + 4000 - Date.now())).toBeLessThan(1000);
+    expect(clock.errorMsMax()).toBeGreaterThanOrEqual(10);
+  });
 });
 
 test('times of the port are nanoseconds', () => {

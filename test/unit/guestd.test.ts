@@ -208,6 +208,25 @@ test('the next agent learns that the program it asks about has ended', async () 
   expect(agent.frames.filter(({ type }) => type === FrameType.closed)).toEqual([]);
 });
 
+test('PING is answered in a freeze, and nothing else comes with it', async () => {
+  const one = await program();
+  await prepare();
+  agent.frames.length = 0;
+  one.sendMessage(FrameType.request, 0, Buffer.from('asked in the freeze'));
+  agent.send(FrameType.ping, 0, Buffer.from('one'));
+  agent.send(FrameType.ping, 0, Buffer.from('two'));
+  for (const words of ['one', 'two']) {
+    expect(`${(await agent.next(FrameType.pong)).payload}`).toMatch(`\n${words}`);
+  }
+  expect(agent.frames).toEqual([]);
+  expect(inFolder('cgroup/cgroup.freeze')).toBe('1');
+  resume('parent');
+  expect(await agent.next([...Object.values(FrameType)])).toMatchObject({
+    type: FrameType.resumed,
+  });
+  expect(`${(await agent.message(FrameType.request)).payload}`).toBe('asked in the freeze');
+});
+
 test('PING is echoed, with what the monotonic clock shows', async () => {
   agent.send(FrameType.ping, 7, Buffer.from('abc'));
   const pong = await agent.next(FrameType.pong);
@@ -399,7 +418,6 @@ test('PREPARED comes after all that was buffered; then nothing until RESUME', as
   // Whatever happens in the guest now is told later only.
   one.sendMessage(FrameType.request, 0, Buffer.from('asked in the freeze'));
   agent.send(FrameType.stdin, 5, Buffer.from('line\n'));
-  agent.send(FrameType.ping, 1);
   const late = await program();
   late.socket.destroy();
   await new Promise((resolve) => setTimeout(resolve, 300));
@@ -413,7 +431,6 @@ test('PREPARED comes after all that was buffered; then nothing until RESUME', as
   expect(`${(await one.message(FrameType.response)).payload}`).toBe('id 0');
   expect((await agent.next(FrameType.stdout, 5)).payload.toString()).toBe('line\n');
   expect(`${(await agent.message(FrameType.request)).payload}`).toBe('asked in the freeze');
-  await agent.next(FrameType.pong);
   await eventually(() => expect(inFolder('cgroup/cgroup.freeze')).toMatch(/0$/));
   expect(inFolder('identity.log')).toMatch(/^entropy 32\ntime \d+\n$/);
   expect(inFolder('etc/hostname')).toBe('');

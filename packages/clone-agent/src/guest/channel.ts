@@ -63,8 +63,6 @@ export interface ResumeFacts {
   readonly id: number;
   readonly hostname: string;
   readonly entropy: Buffer;
-  /** The wall clock's time at which the guest's monotonic clock would have shown zero. */
-  readonly clockOriginMs?: number | undefined;
 }
 
 interface Handshake extends ReturnType<typeof withResolvers<Map<string, string>>> {
@@ -156,6 +154,8 @@ export class GuestChannel {
     this.#held = [];
     try {
       await this.#look('prepared', FrameType.prepare, fork, signal);
+      // Once for all clones, and its programs do not run.
+      await this.#narrowClock(signal);
     } catch (error) {
       // It may become quiet all the same, and late: tell it that nothing came of it. Its clock has
       // not stood still, so it is told no time, which would be an old one by then.
@@ -172,7 +172,12 @@ export class GuestChannel {
    */
   resume(facts: ResumeFacts, signal: AbortSignal, first: Buffer[] = []): Promise<void> {
     const resumed = this.#resume(facts, signal, first);
-    this.#resuming = resumed.catch(() => {});
+    const resuming = resumed
+      .catch(() => {})
+      .then(() => {
+        if (this.#resuming === resuming) this.#resuming = undefined;
+      });
+    this.#resuming = resuming;
     return resumed;
   }
 
@@ -230,8 +235,24 @@ export class GuestChannel {
   async #resume(facts: ResumeFacts, signal: AbortSignal, first: Buffer[]): Promise<void> {
     this.#assertUsable();
     this.#away = facts.fork;
-    const frames = Buffer.concat([encodeResume(facts), ...first]);
+    // After a freeze that failed it has not stood still.
+    if (facts.role !== 'failed') await this.#narrowClock(signal);
+    const originMs = facts.role === 'failed' ? undefined : this.clock.originMs();
+    const frames = Buffer.concat([encodeResume(facts, originMs), ...first]);
     await this.#shake('resumed', facts.fork, signal, frames);
+  }
+
+  /**
+   * Looks at a clock that is known badly, mostly because QEMU lost the processor between its word that
+   * the guest goes on and that. The guest answers while it is quiet, too. What is known best when it
+   * has been looked at often is good enough; of a VM that was taken over there is no clock.
+   */
+  async #narrowClock(signal: AbortSignal): Promise<void> {
+    const until = performance.now() + this.#timeoutMs;
+    for (let look = 0; look < NARROWING_LOOKS_MAX && performance.now() < until; look++) {
+      if ((this.clock.errorMsMax() ?? 0) <= CLOCK_ERROR_MS_MAX) return;
+      await this.#look('pong', FrameType.ping, `narrow${look}`, signal);
+    }
   }
 
   /** A handshake whose answer says what the guest's monotonic clock shows. */
@@ -431,7 +452,7 @@ export class GuestChannel {
       throw new SnowforkError('SF_GUEST_NOT_READY', `the guest side is gone: ${this.#lost}`);
     }
     // While it is expected back, what is sent is held.
-    if (this.#away !== undefined && this.#handshake === undefined) {
+    if (this.#away !== undefined && this.#resuming === undefined) {
       throw new SnowforkError(
         'SF_GUEST_NOT_READY',
         'the guest has not come back from the last freeze; see `sf console`',
@@ -443,6 +464,10 @@ export class GuestChannel {
 const SIGKILL = 9;
 /** The first ones also make the guest warm. */
 const CLOCK_LOOKS = 5;
+/** With what the guest adds, and the coarse time of day, it is right within 10 ms. */
+const CLOCK_ERROR_MS_MAX = 8;
+/** Where all processors are busy, one of these is answered soon enough. */
+const NARROWING_LOOKS_MAX = 20;
 const HELD_FRAMES_MAX = 4096;
 const HELD_BYTES_MAX = 16 * MESSAGE_BYTES_MAX;
 /** Answers that the guest has not read yet; several of the largest. */
@@ -480,10 +505,10 @@ function encodeFitting(request: PendingRequest, answer: Answer): Buffer {
   }
 }
 
-function encodeResume(facts: ResumeFacts): Buffer {
-  const { fork, role, id, hostname, clockOriginMs } = facts;
+function encodeResume(facts: ResumeFacts, originMs: number | undefined): Buffer {
+  const { fork, role, id, hostname } = facts;
   const time = nanoseconds(Date.now());
-  const origin = clockOriginMs === undefined ? {} : { origin: nanoseconds(clockOriginMs) };
+  const origin = originMs === undefined ? {} : { origin: nanoseconds(originMs) };
   const entropy = facts.entropy.toString('hex');
   const fields = { fork, role, id, time, ...origin, entropy, hostname };
   return encodeFrame(FrameType.resume, 0, encodeLines(fields));

@@ -13,6 +13,7 @@ import type net from 'node:net';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { SnowforkError } from '@snowfork/sdk/api';
+import type { Moment } from '../guest/clock.js';
 import { processStartTime, WatchedProcess } from '../store/processes.js';
 import { lowerPriority, restorePriority } from '../system/priority.js';
 import {
@@ -79,7 +80,7 @@ export interface QemuExit {
 export interface LoadTimes {
   readonly loadedAt: number;
   /** Set when the guest was let run. */
-  readonly resumedAt: number | undefined;
+  readonly resumed: Moment | undefined;
 }
 
 export class QemuProcess {
@@ -236,9 +237,9 @@ export class QemuProcess {
   async loadState(stream: Buffer, options: { resume: boolean } & WaitOptions): Promise<LoadTimes> {
     const wait = { timeoutMs: options.timeoutMs ?? LOAD_TIMEOUT_MS, signal: options.signal };
     const isFinal = (status: unknown) => status === 'completed' || status === 'failed';
-    let resumedAt: number | undefined;
+    let resumedMs: number | undefined;
     const unsubscribe = this.qmp.on('RESUME', (event) => {
-      resumedAt = sinceStart(event.timeMs);
+      resumedMs = event.timeMs;
     });
     try {
       this.#process.incoming?.end(stream);
@@ -252,7 +253,14 @@ export class QemuProcess {
         ]),
       );
       if (loaded.data.status === 'failed') throw this.#failure('could not load the device state');
-      return { loadedAt: resumedAt ?? sinceStart(loaded.timeMs), resumedAt };
+      if (resumedMs === undefined) {
+        return { loadedAt: sinceStart(loaded.timeMs), resumed: undefined };
+      }
+      const earliestMs = sinceStart(resumedMs);
+      // It is done when the guest was let run; or, when `cont` came late, before that.
+      const spanMs = loaded.timeMs - resumedMs;
+      const latestMs = spanMs >= 0 ? earliestMs + spanMs : performance.now();
+      return { loadedAt: earliestMs, resumed: { earliestMs, latestMs } };
     } finally {
       unsubscribe();
     }
@@ -260,17 +268,19 @@ export class QemuProcess {
 
   /**
    * Lets the guest run: after `pause`, or its boot after `attachMemory`.
-   * @returns since when it runs, by `performance.now()`
+   * @returns since when it runs
    */
-  async resume(wait?: WaitOptions): Promise<number> {
-    return await this.#executeAndTime('cont', 'RESUME', wait);
+  async resume(wait?: WaitOptions): Promise<Moment> {
+    // QEMU tells, lets the guest's clock go on (later, if it loses the processor), and then answers.
+    const earliestMs = await this.#executeAndTime('cont', 'RESUME', wait);
+    return { earliestMs, latestMs: performance.now() };
   }
 
-  /** @returns since when it stands still, by `performance.now()` */
-  async pause(wait?: WaitOptions): Promise<number> {
-    const sentAt = performance.now();
+  /** @returns since when it stands still */
+  async pause(wait?: WaitOptions): Promise<Moment> {
+    const earliestMs = performance.now();
     // QEMU stops the guest's clock, waits for its processors, and then tells.
-    return (sentAt + (await this.#executeAndTime('stop', 'STOP', wait))) / 2;
+    return { earliestMs, latestMs: await this.#executeAndTime('stop', 'STOP', wait) };
   }
 
   /** Lets a guest run that stands still in the midst of a freeze whose agent has died. */

@@ -10,7 +10,7 @@ import { type MemoryFreeze, prepareFreeze } from '../freeze/freeze-memory.js';
 import { layerFailure } from '../freeze/layer-stack.js';
 import { findNoteLocation, type NoteLocation } from '../freeze/vmcoreinfo.js';
 import { encodeResponse, type GuestChannel, type PendingRequest } from '../guest/channel.js';
-import { clockOrigin } from '../guest/clock.js';
+import type { Moment } from '../guest/clock.js';
 import { virtualClockMs } from '../hypervisor/device-stream.js';
 import type { FreezeRecord } from '../store/journal.js';
 import type { SnapshotFile } from '../store/snapshot-file.js';
@@ -67,25 +67,24 @@ export async function freezeVm(
     const memory = await prepareBoth(vm, channel, snapshot, options);
     const prepareMs = since();
     const requests = guestState(channel.pendingRequests(), options.caller);
-    let clockOriginMs: number | undefined;
     try {
       const pause = await pauseAndCopy(vm, memory);
-      const { deviceState, stoppedAt, continuedAt, pauseMs, parts } = pause;
+      const { deviceState, stopped, continued, pauseMs, parts } = pause;
       // A file of the agent's own: QEMU could change the one that it wrote.
       fs.writeFileSync(store.deviceState(snapshot), deviceState, { mode: 0o600 });
       const virtualMs = virtualClockMs(deviceState);
-      const clock = channel.clock.at(channel.clock.stoppedAt(virtualMs) ?? stoppedAt);
-      channel.clock.start(continuedAt, { reading: clock, virtualMs });
-      if (clock !== undefined) clockOriginMs = clockOrigin(clock, continuedAt);
+      const clock = channel.clock.whenStopped(stopped, virtualMs);
+      if (continued) channel.clock.start(continued, { reading: clock, virtualMs });
       const guest = { ...requests, ...(clock === undefined ? {} : { clock }) };
       await completeSnapshot(vm, snapshot, { store, memory, guest });
       snapshot.freeze = { prepareMs, pauseMs, parts };
     } catch (error) {
       memory.abandon();
+      channel.clock.forget();
       endQuiet(vm, 'failed', options);
       throw error;
     }
-    endQuiet(vm, 'parent', options, clockOriginMs);
+    endQuiet(vm, 'parent', options);
     return { times: snapshot.freeze };
   } catch (error) {
     vm.freeze = undefined;
@@ -159,43 +158,43 @@ function noteOf(newest: Snapshot, store: SnapshotStore): NoteLocation | undefine
 async function pauseAndCopy(vm: Vm, memory: MemoryFreeze): Promise<Pause> {
   const since = stopwatch();
   const parts: Record<string, number> = {};
-  let stoppedAt = 0;
-  let continuedAt = 0;
+  let stopped: Moment;
+  let continued: Moment | undefined;
   let deviceState: Buffer;
   vm.state = 'frozen';
   try {
     // One round trip: QEMU reads its commands in order.
     const commands = [vm.qemu.pause(), vm.qemu.saveDeviceState()] as const;
-    [stoppedAt, deviceState] = await Promise.all(commands);
+    [stopped, deviceState] = await Promise.all(commands);
     parts.deviceState = since();
     memory.run(findNoteLocation(deviceState));
     parts.memory = since() - parts.deviceState;
   } finally {
     // Also after a failure: the parent must not be harmed by a fork that did not come off.
-    if (vm.end === undefined) continuedAt = await resumeOrLose(vm);
+    if (vm.end === undefined) continued = await resumeOrLose(vm);
   }
   const pauseMs = since();
   parts.cont = pauseMs - parts.deviceState! - parts.memory!;
-  return { deviceState, stoppedAt, continuedAt, pauseMs, parts };
+  return { deviceState, stopped, continued, pauseMs, parts };
 }
 
 interface Pause {
   readonly deviceState: Buffer;
-  /** By `performance.now()`, as QEMU says. */
-  readonly stoppedAt: number;
-  readonly continuedAt: number;
+  readonly stopped: Moment;
+  /** Undefined when it has ended meanwhile. */
+  readonly continued: Moment | undefined;
   readonly pauseMs: number;
   readonly parts: Record<string, number>;
 }
 
-async function resumeOrLose(vm: Vm): Promise<number> {
+async function resumeOrLose(vm: Vm): Promise<Moment | undefined> {
   try {
-    const continuedAt = await vm.qemu.resume();
+    const continued = await vm.qemu.resume();
     vm.state = 'running';
-    return continuedAt;
+    return continued;
   } catch (cause) {
     vm.finish({ how: 'lost', reason: `it could not go on after a freeze: ${String(cause)}` });
-    return performance.now();
+    return undefined;
   }
 }
 
@@ -203,12 +202,7 @@ async function resumeOrLose(vm: Vm): Promise<number> {
  * The parent's programs go on: after a fork with their answer, and with renewed what the clones have
  * a copy of; after one that failed as if nothing had been. Nobody waits for it.
  */
-function endQuiet(
-  vm: Vm,
-  role: 'parent' | 'failed',
-  options: FreezeOptions,
-  clockOriginMs?: number,
-): void {
+function endQuiet(vm: Vm, role: 'parent' | 'failed', options: FreezeOptions): void {
   const { caller, forkId, parentAnswer, log, save } = options;
   const answers: Buffer[] = [];
   if (role === 'parent' && caller !== undefined) {
@@ -216,7 +210,7 @@ function endQuiet(
     vm.channel?.forget(caller.request);
   }
   const entropy = randomBytes(ENTROPY_BYTES);
-  const facts = { fork: forkId, role, id: 0, hostname: vm.id, entropy, clockOriginMs };
+  const facts = { fork: forkId, role, id: 0, hostname: vm.id, entropy };
   const back = vm.channel?.resume(facts, NEVER, answers) ?? Promise.resolve();
   back.then(
     () => {

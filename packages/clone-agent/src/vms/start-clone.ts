@@ -6,7 +6,6 @@ import { randomBytes } from 'node:crypto';
 import fs from 'node:fs';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { type ChannelHandlers, GuestChannel } from '../guest/channel.js';
-import { clockOrigin } from '../guest/clock.js';
 import { synthesiseStream, virtualClockMs } from '../hypervisor/device-stream.js';
 import type { SnapshotStore } from '../store/snapshots.js';
 import type { Vm } from './vm.js';
@@ -46,16 +45,19 @@ export async function runClone(vm: Vm, start: CloneStart): Promise<void> {
   try {
     const deviceState = fs.readFileSync(start.store.deviceState(vm.base));
     const stream = synthesiseStream(deviceState, vm.machine.machineType);
-    const { loadedAt, resumedAt } = await vm.qemu.loadState(stream, { resume: true, signal });
+    const { loadedAt, resumed } = await vm.qemu.loadState(stream, { resume: true, signal });
     const loadedMs = loadedAt - start.calledAt;
-    const resumedMs = (resumedAt ?? performance.now()) - start.calledAt;
+    const resumedMs = (resumed?.earliestMs ?? performance.now()) - start.calledAt;
+    const { clock: reading } = vm.base.file.guest;
+    // Since its processors run, its clock goes on from where the snapshot's stood.
+    const virtualMs = virtualClockMs(deviceState);
+    if (resumed) vm.channel!.clock.start(resumed, { reading, virtualMs });
     const facts = {
       fork: vm.id,
       role: 'clone',
       id: vm.cloneId,
       hostname: vm.id,
       entropy: randomBytes(ENTROPY_BYTES),
-      clockOriginMs: startClock(vm, resumedAt, virtualClockMs(deviceState)),
     } as const;
     vm.times = { startedMs, loadedMs, resumedMs, answeredMs: 0, warm };
     // Its processors run; until the repair is done the channel lets nobody in.
@@ -68,16 +70,4 @@ export async function runClone(vm: Vm, start: CloneStart): Promise<void> {
     vm.finish({ how: 'lost', reason: error.message });
     throw error;
   }
-}
-
-/** Since its processors run, the clone's monotonic clock goes on from where the snapshot's stood. */
-function startClock(
-  vm: Vm,
-  resumedAt: number | undefined,
-  virtualMs: number | undefined,
-): number | undefined {
-  const { clock } = vm.base.file.guest;
-  if (clock === undefined || resumedAt === undefined) return undefined;
-  vm.channel!.clock.start(resumedAt, { reading: clock, virtualMs });
-  return clockOrigin(clock, resumedAt);
 }

@@ -35,7 +35,7 @@ export const FrameType = {
   hello: 0x01,
   /** agent: get ready to be frozen. Lines `fork=ID`. */
   prepare: 0x02,
-  /** guest: quiet now, nothing more is sent until RESUME. Lines `fork=ID`. */
+  /** guest: quiet now, nothing but PONG is sent until RESUME. Lines `fork=ID`. */
   prepared: 0x03,
   /** agent: the freeze is over. Lines `fork=ID`, `role=parent|clone`, `id=K`, `time=NS`, `entropy=HEX`, `hostname=…`. */
   resume: 0x04,
