@@ -44,7 +44,9 @@ test.skipIf(reason)('multicast that ends while pages come costs none of them', a
   expect((await hosts.pullerStats(0)).delivery).toBe(BY_GROUP);
   await hosts.net.hosts[1]!.blockMulticast();
   expect(await hosts.pull({ atOnce: 8 })).toEqual([hosts.right()]);
-  expect((await hosts.pullerStats(0)).delivery).toBe(BY_UNICAST);
+  // Asked for so, or sent so as one that nobody else lacks.
+  const { counts } = await hosts.pullerStats(0);
+  expect(counts.received.unicast.datagrams).toBeGreaterThan(0);
 });
 
 test.skipIf(reason)('with a tenth of all datagrams lost, every page comes right', async () => {

@@ -66,8 +66,8 @@ export class EtcdMirror {
   async look(): Promise<void> {
     const { kvs, header } = await this.#link.call((space) => space.getAll().exec());
     const revision = BigInt(header.revision);
-    // Heard more by the watch meanwhile.
-    if (this.#isClosed || revision <= this.#revision) return;
+    // Heard more by the watch meanwhile. As much: a watch that was begun anew may have left some out.
+    if (this.#isClosed || revision < this.#revision) return;
     const now = new Map(kvs.map((pair) => [pair.key.toString(), pairOf(pair)]));
     const gone = [...this.#pairs.keys()].filter((key) => !now.has(key));
     this.#revision = revision;

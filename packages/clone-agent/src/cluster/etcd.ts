@@ -169,12 +169,17 @@ export class EtcdStore implements ClusterStore {
     let lease: string | undefined;
     for (let attempt = 1; attempt <= RESERVE_ATTEMPTS_MAX; attempt++) {
       const granted = placeClones({ ...request, hosts: this.#slotsFor(request) });
+      const total = granted.reduce((sum, { slots }) => sum + slots, 0);
+      if (total < request.asked && attempt === 1) {
+        // What was heard may be a moment old.
+        await this.#mirror.look();
+        continue;
+      }
       const others = granted.filter(({ host }) => host !== request.here);
       // With the rooms that were looked at, though they may change while etcd answers.
       const promise = others.map((of) => ({ ...of, room: this.#mirror.get(`room/${of.host}`)! }));
       if (others.length > 0) lease ??= await this.#leaseOfReservation();
       if (await this.#promise(request, promise, lease)) {
-        const total = granted.reduce((sum, { slots }) => sum + slots, 0);
         if (total === request.asked) return { granted };
         const reason = `the hosts of the cluster have room for ${total} of ${request.asked}`;
         return { granted, reason };
