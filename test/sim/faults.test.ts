@@ -112,6 +112,31 @@ test('where multicast does not reach, pages come by unicast, until it does', () 
   expect(cut.receiver.delivery).toBe(CHANNEL.group);
 });
 
+test('a host that multicast does not reach knows it before its first fault', () => {
+  const world = new World({ seed: 12, pageCount: 64 });
+  const puller = world.addReceiver();
+  puller.host.isMember = false;
+  world.poke(puller); // it connects
+  world.runFor(40);
+  expect(puller.receiver.delivery).toBe(CHANNEL.unicast);
+  puller.pull({ pages: pagesFrom(0, 64), atOnce: 1 });
+  world.poke(puller);
+  world.run(() => puller.isDone, 1000);
+  expect(Math.max(...puller.latenciesMs)).toBeLessThan(2);
+  expect(puller.receiver.counts.pagesRetried).toBe(0);
+});
+
+test('a host that faults before it knows whether multicast reaches it waits 30 ms at most', () => {
+  const world = new World({ seed: 13, pageCount: 64 });
+  const puller = world.addReceiver();
+  puller.host.isMember = false;
+  puller.pull({ pages: pagesFrom(0, 64), atOnce: 1 });
+  world.poke(puller);
+  world.run(() => puller.isDone, 1000);
+  expect(puller.latenciesMs.filter((ms) => ms > 2)).toHaveLength(1);
+  expect(Math.max(...puller.latenciesMs)).toBeLessThan(32);
+});
+
 test(
   'whatever the network does, pages come right or are reported lost',
   () => {
