@@ -3,16 +3,24 @@
 // `remote/`, and they run one after another.
 
 import { benchDelivery, checkDelivery, deliveryTable } from './remote/delivery.js';
-import { benchFloor, checkFloor, floorTable } from './remote/floor.js';
+import { benchForks, checkForks, forksTable } from './remote/forks.js';
+import { benchFree, checkFree, freeTable } from './remote/free.js';
+import { benchLatency, checkLatency, latencyTable } from './remote/latency.js';
 import { benchMigration, checkMigration, migrationTable } from './remote/migration.js';
+import { benchServer, checkServer, serverTable } from './remote/server.js';
+import { benchWork, checkWork, workTable } from './remote/work.js';
 import { part, runBench } from './support/run.js';
 
 await runBench({
   bench: 'remote',
   sizesMib: [],
   parts: {
-    floor: part(benchFloor, checkFloor, floorTable),
+    latency: part(benchLatency, checkLatency, latencyTable),
+    forks: part(benchForks, checkForks, forksTable),
     delivery: part(benchDelivery, checkDelivery, deliveryTable),
+    free: part(benchFree, checkFree, freeTable),
     migration: part(benchMigration, checkMigration, migrationTable),
+    server: part(benchServer, checkServer, serverTable),
+    work: part(benchWork, checkWork, workTable),
   },
 });

@@ -10,6 +10,8 @@
 #   file MIB     fills a file in memory                       → ok BYTES_PER_SECOND
 #   info         asks who it is, timed                        → ok MILLISECONDS
 #   fork N       forks; clones ask `info` at once, then sleep → ok TICKET
+#   spread HOSTS MIB   forks, a clone on each of HOSTS (A,B,…), which asks `info`, reads its first
+#                MIB and exits with `MS MS SUM`, from the call until it ran and had read → ok TICKET
 #
 # What goes wrong is answered by `error REASON`.
 
@@ -17,7 +19,7 @@ use v5.36;
 use Socket qw(AF_UNIX SOCK_STREAM pack_sockaddr_un);
 
 use constant {
-    SYS_CLOCK_GETTIME => 228, CLOCK_MONOTONIC => 1,
+    SYS_CLOCK_GETTIME => 228, CLOCK_REALTIME => 0, CLOCK_MONOTONIC => 1,
     REQUEST => 0x10, RESPONSE => 0x11, HEADER => 'V C C v V', HEADER_BYTES => 12,
     MIB => 1 << 20, PAGE_BYTES => 4096,
 };
@@ -25,7 +27,7 @@ use constant {
 my ($held, $socket, $last_id) = ('', undef, 0);
 my %commands = (
     hold => \&hold, change => \&change, fill => \&fill, file => \&file,
-    info => \&info, fork => \&fork_vm,
+    info => \&info, fork => \&fork_vm, spread => \&spread,
 );
 
 $| = 1;
@@ -35,8 +37,8 @@ connect $socket, pack_sockaddr_un($ENV{SNOWFORK_GUEST_SOCKET}) or die "sf-guestd
 info();
 say 'ready';
 while (defined(my $line = <STDIN>)) {
-    my ($name, $count) = split ' ', $line;
-    my @answer = eval { ('ok', $commands{$name}->($count // 0)) };
+    my ($name, @given) = split ' ', $line;
+    my @answer = eval { ('ok', $commands{$name}->(@given ? @given : 0)) };
     say join ' ', @answer ? @answer : ('error', $@ =~ s/\s+/ /gr);
 }
 
@@ -85,20 +87,45 @@ sub info ($=) {
 }
 
 sub fork_vm ($clones) {
-    my $answer = ask('fork', "\x81" . encode_text('clones') . pack 'C n', 0xcd, $clones);
-    ask('info', "\x80");
-    # `{ id, result: { id: K, ticket: { id: TEXT, … } } }` as MessagePack, in the agent's order.
-    my ($id, $ticket) =
-        $answer =~ /\xa6result.{1,3}\xa2id(.{1,3})\xa6ticket.{1,3}\xa2id[\xa0-\xbf]([a-z]+\d+)/s
-        or die "an answer that is not understood\n";
+    my ($id, $ticket) = asked_fork("\x81" . encode_text('clones') . pack 'C n', 0xcd, $clones);
     sleep while $id ne "\0";
     return $ticket;
 }
 
+# The wall clock is set in a clone before its programs go on, so both ends of a time can be told.
+sub spread ($hosts, $mib) {
+    my @hosts = split /,/, $hosts;
+    my $called_s = now_s(CLOCK_REALTIME);
+    my ($id, $ticket) = asked_fork("\x82" . encode_text('clones') . chr(@hosts)
+        . encode_text('hosts') . chr(0x90 | @hosts) . join '', map { encode_text($_) } @hosts);
+    return $ticket if $id eq "\0";
+    my $ran_s = now_s(CLOCK_REALTIME);
+    my $sum = 0;
+    for my $page (0 .. $mib * MIB / PAGE_BYTES - 1) {
+        $sum += unpack 'V', substr $held, $page * PAGE_BYTES + 4, 4;
+    }
+    my $value = sprintf '%.1f %.1f %.0f',
+        map({ 1000 * ($_ - $called_s) } $ran_s, now_s(CLOCK_REALTIME)), $sum;
+    # Bytes with a value in MessagePack again. There is no answer: the VM ends.
+    my $packed = chr(0xd9) . chr(length $value) . $value;
+    ask('exit', "\x81" . encode_text('value') . chr(0xc4) . chr(length $packed) . $packed);
+}
+
+# In a clone the id is not 0.
+sub asked_fork ($params) {
+    my $answer = ask('fork', $params);
+    ask('info', "\x80");
+    # `{ id, result: { id: K, ticket: { id: TEXT, … } } }` as MessagePack, in the agent's order.
+    my ($id, $ticket) =
+        $answer =~ /\xa6result.{1,3}\xa2id(.{1,3})\xa6ticket.{1,3}\xa2id[\xa0-\xbf]([a-z]+\d+(-[a-z]+)?)/s
+        or die "an answer that is not understood\n";
+    return ($id, $ticket);
+}
+
 # The minimal guest has perl-base only, which lacks Time::HiRes.
-sub now_s () {
+sub now_s ($clock = CLOCK_MONOTONIC) {
     my $timespec = pack 'q2', 0, 0;
-    syscall SYS_CLOCK_GETTIME, CLOCK_MONOTONIC, $timespec;
+    syscall SYS_CLOCK_GETTIME, $clock, $timespec;
     my ($seconds, $nanoseconds) = unpack 'q2', $timespec;
     return $seconds + $nanoseconds / 1e9;
 }

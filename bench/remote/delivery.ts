@@ -23,11 +23,15 @@ const ROUNDS_QUICK = 1;
 /** A hundred times what the link takes. */
 const DELIVERY_MS_MAX = 430_000;
 /** On tmpfs; what a run that was killed has left there goes with the next. */
-const FOLDER = '/dev/shm/snowfork-bench';
+export const FOLDER = '/dev/shm/snowfork-bench';
 const PIECE_BYTES = 16 * MIB;
 
 /** Prepares everything; `start` is what is timed: it resolves when all receivers have the file. */
-export type Deliver = (of: {
+export type Deliver = (
+  of: DeliverOptions,
+) => Promise<{ readonly files: readonly string[]; start(): Promise<unknown> }>;
+
+export interface DeliverOptions {
   readonly sender: NetHost;
   readonly receivers: readonly NetHost[];
   /** In memory, empty. */
@@ -35,7 +39,7 @@ export type Deliver = (of: {
   readonly file: string;
   readonly fileBytes: number;
   readonly linkBitsPerSecond: number;
-}) => Promise<{ readonly files: readonly string[]; start(): Promise<void> }>;
+}
 
 const DELIVERIES = {
   snowfork: deliverByMemoryServer,
@@ -112,7 +116,7 @@ async function deliver(
   }
 }
 
-async function inTime(delivered: Promise<void>): Promise<void> {
+async function inTime(delivered: Promise<unknown>): Promise<void> {
   const late = delay(DELIVERY_MS_MAX, true, { ref: false });
   if (await Promise.race([delivered.then(() => false), late])) {
     throw new Error(`not delivered within ${DELIVERY_MS_MAX / 1000} s`);
@@ -123,7 +127,7 @@ function sentBytes(host: NetHost): number {
   return host.counters().bytesSent;
 }
 
-function writeRandom(file: string, mib: number): void {
+export function writeRandom(file: string, mib: number): void {
   const descriptor = fs.openSync(file, 'w');
   const piece = Buffer.alloc(PIECE_BYTES);
   for (let left = mib * MIB; left > 0; left -= PIECE_BYTES) {

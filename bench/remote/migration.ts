@@ -13,14 +13,17 @@ import {
   type PlainQemuOptions,
   prepareParts,
 } from '../support/plain-qemu.js';
-import { type Check, spread, table } from '../support/report.js';
+import { atLeast, below, type Check, number, spread, table } from '../support/report.js';
 import { type Summary, summarise } from '../support/statistics.js';
+import { forkLarge, type LargeFork, type LargeForks } from './fork-large.js';
 
 const MIB = 1024 * 1024;
 const MEMORY_MIB = 1024;
 const USED_MIB = 512;
 const LINK_BITS_PER_SECOND = 1e9;
 const PORT = 7950;
+const SOONER = 10;
+const BYTES_PART_MAX = 0.1;
 const ROUNDS = 3;
 const ROUNDS_QUICK = 1;
 /** For sockets. */
@@ -46,6 +49,7 @@ export interface MigrationResult {
   readonly stopped: Migrations;
   /** Missing where it can't be had. */
   readonly postCopy: Migrations | undefined;
+  readonly snowfork: LargeForks;
 }
 
 export async function benchMigration(context: BenchContext): Promise<MigrationResult> {
@@ -55,14 +59,17 @@ export async function benchMigration(context: BenchContext): Promise<MigrationRe
   try {
     const stopped = (await migrations(options, 'stopped', context))!;
     const postCopy = await migrations(options, 'post-copy', context);
-    return { memoryMib: MEMORY_MIB, usedMib: USED_MIB, stopped, postCopy };
+    const snowfork = await forkLarge(context, {
+      ...{ memoryMib: MEMORY_MIB, usedMib: USED_MIB, bitsPerSecond: LINK_BITS_PER_SECOND },
+    });
+    return { memoryMib: MEMORY_MIB, usedMib: USED_MIB, stopped, postCopy, snowfork };
   } finally {
     fs.rmSync(FOLDER, { recursive: true, force: true });
   }
 }
 
 /** The machine that the agent gives its VMs here. */
-async function plainOptions({ say }: BenchContext): Promise<PlainOptions> {
+export async function plainOptions({ say }: BenchContext): Promise<PlainOptions> {
   const host = await startHost({ warmPoolSize: 0 });
   try {
     await buildImages(host, [MEMORY_MIB]);
@@ -116,7 +123,7 @@ async function startAt(host: NetHost, options: Omit<PlainQemuOptions, 'host'>): 
   return await PlainQemu.start({ ...options, host });
 }
 
-function folderOf(how: How, round: number): string {
+export function folderOf(how: string, round: number): string {
   return path.join(FOLDER, `${how}-${round}`);
 }
 
@@ -163,22 +170,37 @@ function summariesOf(migrations: readonly Migration[]): Migrations {
   };
 }
 
-/** Nothing is promised of it: it is what clones on other hosts are compared with. */
-export function checkMigration(): Check[] {
-  return [];
+export function checkMigration({ stopped, postCopy, snowfork }: MigrationResult): Check[] {
+  const [{ ranS, sentMib }] = snowfork.forks as [LargeFork];
+  const peers = { 'stopped and copied': stopped, 'by post-copy': postCopy };
+  return Object.entries(peers).flatMap(([how, by]) => {
+    if (by === undefined) return [];
+    const sooner = by.answeredS.median / ranS.median;
+    const part = sentMib.median / by.sentMib.median;
+    return [
+      atLeast(`a clone runs on another host, beside a VM ${how}`, sooner, 'times sooner', SOONER),
+      below(`bytes until it runs, beside a VM ${how}`, part, 'of its bytes', BYTES_PART_MAX),
+    ];
+  });
 }
 
-export function migrationTable({ memoryMib, usedMib, ...how }: MigrationResult): string {
+export function migrationTable(result: MigrationResult): string {
+  const { memoryMib, usedMib, snowfork, ...how } = result;
   const row = (name: string, { answeredS, completedS, sentMib }: Migrations): string[] => [
     name,
     ...[answeredS, completedS, sentMib].map(spread),
   ];
   return table(
-    `QEMU alone moves ${usedMib} of ${memoryMib} MiB over 1 Gbit/s: median (min–max)`,
-    ['how', 's until it answers', 's until all is there', 'MiB sent'],
+    `QEMU alone moves, Snowfork forks ${usedMib} of ${memoryMib} MiB over 1 Gbit/s: median (min–max)`,
+    ['how', 's until it runs', 's until all is there', 'MiB sent'],
     [
       row('stopped', how.stopped),
       ...(how.postCopy === undefined ? [] : [row('post-copy', how.postCopy)]),
+      ['Snowfork, first fork, 1 clone', number(snowfork.firstRanS), '', ''],
+      ...snowfork.forks.map(({ hosts, ranS, sentMib }) => [
+        `Snowfork, ${hosts} clone${hosts === 1 ? '' : 's on as many hosts'}`,
+        ...[spread(ranS), '', spread(sentMib)],
+      ]),
     ],
   );
 }

@@ -1,11 +1,11 @@
 // A host that wants all pages of a layer, as a process: `node receiver-main.js JSON` says that it
-// is ready, connects to the memory server when a line comes, and says what it counted when all pages
+// is ready, connects to the memory server when a line comes, and says what that cost when all pages
 // are in its file. Used by `delivery-own.ts`.
 
 import { once } from 'node:events';
 import fs from 'node:fs';
 import { type OriginSink, PAGE_BYTES, PageNetwork } from '@snowfork/memserver';
-import type { Wanted } from './delivery-own.js';
+import type { Received, Wanted } from './delivery-own.js';
 
 const ZEROS = Buffer.alloc(PAGE_BYTES);
 const LOST_AFTER_MS = 60_000;
@@ -44,6 +44,9 @@ const sink: OriginSink = {
 };
 const origin = { ...wanted.origin, key: Buffer.from(wanted.origin.key, 'base64') };
 const client = await network.connect(origin, { sink, lostAfterMs: LOST_AFTER_MS });
+const before = process.cpuUsage();
 client.prefetch(0, 0, wanted.pageCount);
 await allHere;
-process.stdout.write(JSON.stringify(client.counts), () => process.exit(0));
+const { user, system } = process.cpuUsage(before);
+const received: Received = { processorUs: user + system };
+process.stdout.write(JSON.stringify(received), () => process.exit(0));

@@ -8,6 +8,7 @@ import type * as qmp from '../../packages/clone-agent/src/hypervisor/qmp.js';
 import type * as image from '../../packages/clone-agent/src/image/index.js';
 import type * as pager from '../../packages/clone-agent/src/pager/client.js';
 import type * as mount from '../../packages/clone-agent/src/pager/mount.js';
+import type * as netCluster from '../../packages/clone-agent/src/system/net-cluster.js';
 import type * as netHosts from '../../packages/clone-agent/src/system/net-hosts.js';
 import { projectFolder } from './bench-host.js';
 
@@ -22,10 +23,15 @@ export const { hashImage, parseImageFile, parseMemory, prepareImage } =
 export const { startPager } = await part<typeof pager>('pager/client.js');
 export const { abortConnection, fuseConnection, mountFuse, openFuse, unmountFuse } =
   await part<typeof mount>('pager/mount.js');
+export const { NetCluster } = await part<typeof netCluster>('system/net-cluster.js');
 export const { NetHosts } = await part<typeof netHosts>('system/net-hosts.js');
 
 export type { Qmp } from '../../packages/clone-agent/src/hypervisor/qmp.js';
 export type { PreparedImage } from '../../packages/clone-agent/src/image/index.js';
+export type {
+  Member,
+  NetCluster as Cluster,
+} from '../../packages/clone-agent/src/system/net-cluster.js';
 export type { NetHost, NetHosts as Net } from '../../packages/clone-agent/src/system/net-hosts.js';
 
 async function part<T>(file: string): Promise<T> {

@@ -25,6 +25,15 @@ export interface ProgramFork {
   readonly parentGuestMs: number;
 }
 
+/** What a clone said before it ended; milliseconds since the call, by the guests' wall clock. */
+export interface SpreadClone {
+  /** Its program had asked for something. */
+  readonly ranMs: number;
+  readonly readMs: number;
+  /** Over all pages that it has read. */
+  readonly sum: number;
+}
+
 export class Forker {
   readonly vm: Vm;
   readonly #host: Host;
@@ -39,7 +48,11 @@ export class Forker {
   }
 
   static async launch(host: Host, image: string): Promise<Forker> {
-    const vm = await host.launch(image);
+    return await Forker.start(host, await host.launch(image));
+  }
+
+  /** In a VM that is there; it ends with this. */
+  static async start(host: Host, vm: Vm): Promise<Forker> {
     const source = path.join(projectFolder, 'bench/guest', path.basename(PROGRAM));
     await vm.writeFile(PROGRAM, fs.readFileSync(source));
     const guestProcess = await vm.spawn(['perl', PROGRAM], { env: { LC_ALL: 'C' } });
@@ -79,12 +92,33 @@ export class Forker {
     return { clones: [...clones.values()], parentGuestMs };
   }
 
+  /**
+   * Forks by the program, one clone for each of the hosts; resolves when each has read so much of
+   * what the program holds, and has ended.
+   */
+  async spread(hosts: readonly string[], mib: number): Promise<SpreadClone[]> {
+    const ticket = await this.command(`spread ${hosts.join(',')} ${mib}`);
+    const slots = await this.#host.join(ticket);
+    return slots.map((slot) => {
+      if (slot.status !== 'exited') throw new Error(`clone ${slot.cloneId} is ${slot.status}`);
+      const [ranMs, readMs, sum] = String(slot.value).split(' ').map(Number);
+      return { ranMs: ranMs!, readMs: readMs!, sum: sum! };
+    });
+  }
+
   /** Of the snapshot that the program's last fork made; it is the VM's newest. */
   async lastFreeze(): Promise<FreezeTimes> {
     const snapshots = (await this.#host.snapshots()).filter(({ vm }) => vm === this.vm.id);
     const newest = snapshots.toSorted((a, b) => a.createdAt - b.createdAt).at(-1);
     if (newest?.freeze === undefined) throw new Error('the fork left no snapshot');
     return newest.freeze;
+  }
+
+  /** Ends the program, not its VM. */
+  async end(): Promise<void> {
+    this.#process.stdin.end();
+    this.#process.stdout.resume();
+    await this.#process.exit;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -46,6 +46,7 @@ export function spread({ median, min, max }: Summary): string {
 
 export function number(value: number): string {
   if (Math.abs(value) >= 100) return String(Math.round(value));
+  if (Math.abs(value) < 1) return String(Number(value.toPrecision(2)));
   return String(Number(value.toFixed(1)));
 }
 

@@ -3,7 +3,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { HeldPages } from '@snowfork/memserver';
+import { HeldPages, noneDropped } from '@snowfork/memserver';
 import { expect, test } from 'vitest';
 import { whyNoNetHosts } from '../../packages/clone-agent/src/system/net-hosts.js';
 import { BY_GROUP, BY_UNICAST, PageHosts } from '../support/page-hosts.js';
@@ -19,6 +19,20 @@ test.skipIf(reason)('what two hosts demand comes to both, right, and crosses onc
   // Each asks for all; with luck for half, as the other's come too.
   expect(pagesSent.data).toBeLessThan(PAGES * 1.5);
   expect(sent.group.bytes).toBeGreaterThan(sent.unicast.bytes);
+});
+
+test.skipIf(reason)('what another thread asks for in its name comes to the receiver', async () => {
+  for (const hasGroup of [true, false]) {
+    await using hosts = await PageHosts.start({ pullers: 1, pageCount: PAGES, hasGroup });
+    expect(await hosts.pull({ atOnce: 8, isByAsker: true })).toEqual([hosts.right()]);
+    const { counts } = await hosts.pullerStats(0);
+    expect(counts.requestsSent.datagrams).toBeGreaterThanOrEqual(PAGES);
+    // It would have had to ask by itself for what the other had not.
+    expect(counts.pagesRetried).toBeLessThan(PAGES / 2);
+    const { dropped, now } = await hosts.serverStats();
+    expect(dropped).toEqual(noneDropped());
+    expect(now.receivers).toBe(1);
+  }
 });
 
 test.skipIf(reason)('prefetch brings a whole layer', async () => {

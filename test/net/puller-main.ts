@@ -9,6 +9,7 @@ import {
   PAGE_BYTES,
   PageNetwork,
 } from '@snowfork/memserver';
+import { PageAsker } from '@snowfork/memserver/asking';
 import { listenForCommands } from '@snowfork/memserver/control';
 import { z } from 'zod';
 
@@ -25,6 +26,8 @@ const pullSchema = z.object({
   count: z.number(),
   /** Pages in demand at a time; 0: by prefetch. */
   atOnce: z.number(),
+  /** As another thread asks. */
+  isByAsker: z.boolean().default(false),
 });
 
 /** Keeps what came, as a host does. */
@@ -68,7 +71,8 @@ let client: OriginClient | undefined;
 
 /** Resolves when all of them are here or lost. */
 async function pull(of: z.infer<typeof pullSchema>): Promise<object> {
-  const { layer, firstPage, count, atOnce } = of;
+  const { layer, firstPage, count, atOnce, isByAsker } = of;
+  const asker = new PageAsker(client!.asking);
   const isDone = (page: number): boolean =>
     pages.held.has(`${layer}:${page}`) || pages.lost.has(`${layer}:${page}`);
   let next = firstPage;
@@ -82,7 +86,8 @@ async function pull(of: z.infer<typeof pullSchema>): Promise<object> {
       if (atOnce === 0) return;
       next = Math.max(next, settled);
       for (; next < Math.min(settled + atOnce, end); next++) {
-        if (!isDone(next)) client!.demand(layer, next);
+        if (isDone(next)) continue;
+        client!.demand(layer, next, isByAsker && asker.ask(layer, next));
       }
     };
     pages.came = () => setImmediate(goOn);

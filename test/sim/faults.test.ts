@@ -81,6 +81,15 @@ test('more faults than a receiver takes are refused', () => {
   expect(receiver.counts.demandsRefused).toBe(1);
 });
 
+test('a page that another thread has asked for is asked for again when it does not come', () => {
+  const world = new World({ seed: 13, pageCount: 64 });
+  const puller = world.addReceiver();
+  puller.pull({ pages: pagesFrom(0, 64), atOnce: 64, isAsked: true });
+  world.poke(puller);
+  world.runUntilAllHeld(1000);
+  expect(puller.receiver.counts.pagesRetried).toBe(64);
+});
+
 test('prefetch that is stopped ends with what was asked for', () => {
   const world = new World({ seed: 12, pageCount: 8192 });
   const other = world.addReceiver();

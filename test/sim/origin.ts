@@ -11,11 +11,14 @@ export class Origin implements PageSource {
   readonly #bytes: Buffer;
   /** 1: the page is not there, whoever asks. */
   readonly absent: Uint8Array;
+  /** 1: not yet; it comes when it was wanted. */
+  readonly awaited: Uint8Array;
 
   constructor(of: { pageCount: number; zeroShare: number; seeded: Seeded }) {
     this.pageCount = of.pageCount;
     this.#bytes = Buffer.alloc(of.pageCount * PAGE_BYTES);
     this.absent = new Uint8Array(of.pageCount);
+    this.awaited = new Uint8Array(of.pageCount);
     const noise = of.seeded.bytes(PAGE_BYTES);
     for (let page = 0; page < of.pageCount; page++) {
       if (of.seeded.chance(of.zeroShare)) continue;
@@ -27,8 +30,13 @@ export class Origin implements PageSource {
 
   readPage(layer: number, page: number, target: Buffer, offset: number): boolean {
     if (layer !== LAYER || page >= this.pageCount || this.absent[page] === 1) return false;
+    if (this.awaited[page] === 1) return false;
     this.#bytes.copy(target, offset, page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
     return true;
+  }
+
+  isAwaited(layer: number, page: number): boolean {
+    return layer === LAYER && this.awaited[page] === 1;
   }
 
   isPage(page: number, bytes: Buffer, offset: number): boolean {

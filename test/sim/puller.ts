@@ -19,6 +19,8 @@ export interface Pull {
   readonly pages: readonly number[];
   /** Faults under way at a time. */
   readonly atOnce: number;
+  /** Another thread says that it has asked for them, which never arrives. */
+  readonly isAsked?: boolean;
 }
 
 export class Puller implements PageSink {
@@ -67,11 +69,11 @@ export class Puller implements PageSink {
 
   /** Goes on faulting, as far as it may; outside of the receiver's calls. */
   fault(): void {
-    const { pages, atOnce } = this.#pull;
+    const { pages, atOnce, isAsked } = this.#pull;
     while (this.#faults.size < atOnce && this.#next < pages.length) {
       const page = pages[this.#next++]!;
       if (this.held[page] === 1) continue;
-      assert(this.receiver.demand(LAYER, page), 'a demand was refused');
+      assert(this.receiver.demand(LAYER, page, isAsked), 'a demand was refused');
       this.#faults.set(page, this.#clock());
     }
   }

@@ -14,6 +14,7 @@ import {
   type SnapshotKey,
   snapshotKey,
   TokenBucket,
+  type WantedPage,
 } from '@snowfork/memserver';
 import { Clockwork } from './clockwork.js';
 import { FAIR, type Host, Network, type Weather } from './network.js';
@@ -29,6 +30,10 @@ export interface WorldOptions {
   readonly pageCount: number;
   readonly zeroShare?: number;
   readonly mtuBytes?: number;
+  /** The server has no page before it was wanted for so long, or less: it is a neighbour. */
+  readonly fetchMs?: number;
+  /** What the server takes its link for. */
+  readonly linkBytesPerSecond?: number;
   /** Of the server's own link. */
   readonly weather?: Partial<Weather>;
 }
@@ -57,6 +62,10 @@ export class World {
   readonly key: SnapshotKey;
   server: PageServer;
   readonly #mtuBytes: number;
+  readonly #linkBytesPerSecond: number;
+  readonly #fetchMs: number | undefined;
+  /** Pages that the server has said it wants. */
+  wantedPages = 0;
   readonly #clock = (): number => this.clockwork.nowMs;
   readonly #byName = new Map<string, Host>();
   #serverActor: Actor;
@@ -68,6 +77,9 @@ export class World {
     this.origin = new Origin({ pageCount, zeroShare, seeded: this.seeded });
     this.key = snapshotKey(this.seeded.bytes(32));
     this.#mtuBytes = options.mtuBytes ?? 1500;
+    this.#linkBytesPerSecond = options.linkBytesPerSecond ?? GIGABIT;
+    this.#fetchMs = options.fetchMs;
+    if (this.#fetchMs !== undefined) this.origin.awaited.fill(1);
     this.serverHost = this.network.addHost({
       name: 'server',
       bytesPerSecond: GIGABIT,
@@ -177,9 +189,20 @@ export class World {
       send: (datagram, to) => this.#serverSends(datagram, to),
       clock: this.#clock,
       bodySizes,
-      link: new TokenBucket({ bytesPerSecond: GIGABIT, nowMs }),
+      link: new TokenBucket({ bytesPerSecond: this.#linkBytesPerSecond, nowMs }),
+      ...(this.#fetchMs === undefined ? {} : { wanted: this.#fetch }),
     });
   }
+
+  readonly #fetch = (pages: readonly WantedPage[]): void => {
+    for (const { page } of pages) {
+      this.wantedPages++;
+      const tookMs = this.#fetchMs! * this.seeded.next();
+      this.clockwork.at(this.clockwork.nowMs + tookMs, () => {
+        this.origin.awaited[page] = 0;
+      });
+    }
+  };
 
   #newServerActor(): Actor {
     const { server } = this;

@@ -138,6 +138,7 @@ export class FakeService implements AgentService {
             aheadPages: 8,
             replicaPages: 0,
             demandedPages: 0,
+            firstTouches: 0,
             dependsOn: {},
           },
         ],

@@ -147,12 +147,14 @@ export class PageHosts {
     readonly pullers?: readonly number[];
     readonly firstPage?: number;
     readonly count?: number;
+    /** As another thread than the receiver's asks. */
+    readonly isByAsker?: boolean;
   }): Promise<Pulled[]> {
-    const { firstPage = 0, count = this.layer.length / PAGE_BYTES, atOnce } = of;
+    const { firstPage = 0, count = this.layer.length / PAGE_BYTES, atOnce, isByAsker } = of;
     const pullers = of.pullers ?? this.pullers.keys();
     return await Promise.all(
       Array.from(pullers, async (index) => {
-        const args = { layer: 0, firstPage, count, atOnce };
+        const args = { layer: 0, firstPage, count, atOnce, isByAsker };
         return (await this.pullers[index]!.execute('pull', args)) as Pulled;
       }),
     );

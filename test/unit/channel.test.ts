@@ -70,7 +70,6 @@ async function connected(
 ): Promise<{ channel: GuestChannel; guest: net.Socket; told: Told }> {
   const told: Told = { requests: [], closed: [], lost: [], broken: [], logBytes: 0 };
   guests = [];
-  let exec = 1;
   const channel = await GuestChannel.connect(
     path.join(folder, 'port'),
     {
@@ -82,7 +81,6 @@ async function connected(
       },
       lost: (reason) => told.lost.push(reason),
       broken: (reason) => told.broken.push(reason),
-      nextExec: () => exec++,
       ...handlers,
     },
     { frozen: false, timeoutMs: 10_000 },

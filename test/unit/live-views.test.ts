@@ -198,6 +198,7 @@ describe('rates', () => {
       aheadPages: 0,
       replicaPages: 0,
       demandedPages: 0,
+      firstTouches: 0,
       dependsOn: {},
     });
     const listed = Object.entries(objects).map(([snapshot, reads]) => ({

@@ -89,13 +89,13 @@ describe('a call', () => {
   it('comes through, with who makes it, and so do its errors', async () => {
     const alpha = await hostFile('alpha', CLUSTER);
     await listen(alpha, {
-      ping: async (_params, host) => ({ version: `for ${host}` }),
+      ping: async (_params, host) => ({ version: `for ${host}`, nowMs: 1 }),
       letGo: async () => {
         throw new SnowforkError('SF_SNAPSHOT_IN_USE', 'not yet', { details: { users: ['vm1'] } });
       },
     });
     const link = peersOf(await hostFile('beta', CLUSTER, alpha));
-    expect(await link.call('alpha', 'ping', {})).toEqual({ version: 'for beta' });
+    expect(await link.call('alpha', 'ping', {})).toEqual({ version: 'for beta', nowMs: 1 });
     await expect(link.call('alpha', 'letGo', { snapshot: 's1' })).rejects.toMatchObject({
       code: 'SF_SNAPSHOT_IN_USE',
       details: { users: ['vm1'] },
@@ -140,7 +140,7 @@ describe('a call', () => {
 
   it('is refused to whoever shows no certificate of the cluster, and the log says so', async () => {
     const alpha = await hostFile('alpha', CLUSTER);
-    await listen(alpha, { ping: async () => ({ version: '1' }) });
+    await listen(alpha, { ping: async () => ({ version: '1', nowMs: 1 }) });
     const other = await hostFile('beta', OTHER_CLUSTER);
     // Trusts the right authority, and shows a certificate of another.
     const forged = peersOf({ ...other, ca: alpha.ca, cluster: alpha.cluster });
@@ -152,7 +152,7 @@ describe('a call', () => {
 
   it('is not made to another host than is meant', async () => {
     const alpha = await hostFile('alpha', CLUSTER);
-    await listen(alpha, { ping: async () => ({ version: '1' }) });
+    await listen(alpha, { ping: async () => ({ version: '1', nowMs: 1 }) });
     const link = peersOf(await hostFile('beta', CLUSTER, alpha), 'gamma');
     const error = await link.call('gamma', 'ping', {}).catch((reason: unknown) => reason);
     expect((error as Error).message).toContain('it is alpha that answers');
@@ -174,11 +174,11 @@ describe('a call', () => {
 describe('a host joins', () => {
   it('by a token, and has then what it takes to be called', async () => {
     const alpha = await hostFile('alpha', CLUSTER);
-    const tokens = await listen(alpha, { ping: async (_, host) => ({ version: host }) });
+    const tokens = await listen(alpha, { ping: async (_, host) => ({ version: host, nowMs: 1 }) });
     const joined = await joining(tokens.make(fingerprintOf(alpha.ca), HOUR_MS));
     expect(joined.cluster).toEqual(alpha.cluster);
     expect(fingerprintOf(joined.ca)).toBe(fingerprintOf(alpha.ca));
-    expect(await peersOf(joined).call('alpha', 'ping', {})).toEqual({ version: 'beta' });
+    expect(await peersOf(joined).call('alpha', 'ping', {})).toEqual({ version: 'beta', nowMs: 1 });
   });
 
   it.each([

@@ -2,6 +2,7 @@
 // else is dropped with its reason and changes nothing.
 
 import {
+  AskingState,
   DATAGRAM,
   datagramsOf,
   directAead,
@@ -134,6 +135,19 @@ test('a sender never seals twice alike, and counts what it sealed', () => {
   }
   expect(sealed.size).toBe(100);
   expect(sealer.counter).toBe(100);
+});
+
+test('two that seal as one sender and share its count are opened as one', () => {
+  const state = new AskingState();
+  const one = new Sealer(key, SENDER, state);
+  const other = new Sealer(key, SENDER, new AskingState(state.memory));
+  const opener = newOpener();
+  for (let count = 0; count < 100; count++) {
+    const sealer = count % 3 === 0 ? one : other;
+    expect(opener.open(sealer.seal(DATAGRAM.request, Buffer.alloc(8)))).toBeTypeOf('object');
+  }
+  expect([one.counter, other.counter]).toEqual([100, 100]);
+  expect(opener.senderCount).toBe(1);
 });
 
 test('senders are bounded: the one silent for longest is forgotten', () => {

@@ -41,6 +41,7 @@ it('are all documented, and no others', () => {
     ...Object.keys(readSettings(path.join(folder, 'none'), {})),
     'accelerator',
     'guestKernel',
+    'linkBitsPerSecond',
   ];
   expect(documented.toSorted()).toEqual([...new Set(known)].sort());
 });

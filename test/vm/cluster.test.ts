@@ -7,7 +7,8 @@ import { clonesOf, describeVms, endVms, rejection, sh } from '../fixtures/guests
 import {
   agentLog,
   type ClusterHost,
-  ClusterHosts,
+  type ClusterHosts,
+  joinHosts,
   processOf,
   selfOf,
 } from '../support/cluster-hosts.js';
@@ -17,6 +18,10 @@ const ORIGIN_TIMEOUT_MS = 4000;
 const DATA_MIB = 12;
 const MAKE_DATA = `dd if=/dev/urandom of=/dev/shm/data bs=1M count=${DATA_MIB} 2>/dev/null`;
 const HASH = 'md5sum < /dev/shm/data';
+/** A page here and one there, so that none is pushed for its neighbours' sake. */
+const TOUCHES = (DATA_MIB * 256) / 8;
+const TOUCH = `perl -e 'open F, "<:unix", "/dev/shm/data"; for (1..${TOUCHES}) {
+  sysseek F, ($_ * 61 % ${TOUCHES}) * 8 * 4096, 0; $n += sysread F, $b, 1 } print $n'`;
 const MEMORY_SERVER = 'memserver/dist/main.js';
 const SETUP_MS = 120_000;
 const LEASE_MS_MAX = 60_000;
@@ -30,7 +35,7 @@ describeVms('a cluster of three hosts', () => {
   let hash: string;
 
   beforeAll(async () => {
-    cluster = await ClusterHosts.join(3, { originTimeoutMs: ORIGIN_TIMEOUT_MS });
+    cluster = await joinHosts(3, { originTimeoutMs: ORIGIN_TIMEOUT_MS });
     [alpha, beta, gamma] = cluster.hosts as [ClusterHost, ClusterHost, ClusterHost];
     vm = await alpha.sf.launch('minimal');
     hash = await sh(vm, `${MAKE_DATA}; ${HASH}`);
@@ -126,6 +131,30 @@ describeVms('a cluster of three hosts', () => {
     }
   });
 
+  it('runs commands in a clone in which some of its ancestor go on', async () => {
+    await using running = await vm.spawn('sleep 1000');
+    const [clone] = clonesOf(await vm.fork(1, { hosts: ['beta'] }));
+    // Numbers that hosts count by themselves would have met by then.
+    for (let index = 0; index < 30; index++)
+      expect(await sh(clone!, `echo ${index}`)).toBe(`${index}`);
+    expect(await sh(clone!, 'pidof sleep')).toBe(`${running.pid}`);
+  });
+
+  it('clones a checkpoint on another host again, when all that came of it there has gone', async () => {
+    const { snapshot } = await vm.checkpoint();
+    for (let round = 0; round < 3; round++) {
+      const made = await alpha.sf.createClones(snapshot, 1, { hosts: ['beta'] });
+      const [clone] = clonesOf(made);
+      expect(await sh(clone!, HASH)).toBe(hash);
+      await clone!.kill();
+      await eventually(async () => {
+        const there = await beta.sf.snapshots();
+        expect(there.map(({ id }) => id)).not.toContain(snapshot.id);
+      });
+    }
+    await eventually(() => alpha.sf.removeSnapshot(snapshot.id));
+  });
+
   it('launches an image that only another host has', async () => {
     const far = await gamma.sf.launch('minimal');
     expect(far.initialInfo.host).toBe('gamma');
@@ -159,6 +188,31 @@ describeVms('a cluster of three hosts', () => {
     expect(await reading).toEqual([hash, hash]);
   });
 
+  it('fetches first what clones on another host have touched first', async () => {
+    const { snapshot } = await vm.checkpoint();
+    const memoryOn = async ({ sf }: ClusterHost) => {
+      const { objects } = (await sf.stats()).pager;
+      return objects.find((of) => of.object === 'ram' && of.snapshot === snapshot.id)!;
+    };
+    // Of earlier snapshots of the family, of which none has read the data.
+    const { firstTouches: inherited } = await memoryOn(alpha);
+    const cloneOn = async (host: ClusterHost) => {
+      const result = await alpha.sf.createClones(snapshot, 1, { hosts: [host.name] });
+      const [clone] = clonesOf(result) as [Vm];
+      expect(await sh(clone, TOUCH)).toBe(`${TOUCHES}`);
+      return { clone, waitedFor: (await memoryOn(host)).demandedPages };
+    };
+    const first = await cloneOn(beta);
+    await first.clone.kill();
+    await eventually(async () => {
+      expect((await memoryOn(alpha)).firstTouches).toBeGreaterThan(inherited);
+    });
+    const second = await cloneOn(gamma);
+    expect(second.waitedFor).toBeLessThan(first.waitedFor / 2);
+    const { received } = (await gamma.sf.stats()).network!;
+    expect(received.find((of) => of.snapshot === snapshot.id)!.pages.prefetch).toBeGreaterThan(0);
+  });
+
   it('brings all to a clone that is to need nobody', async () => {
     const [clone] = clonesOf(await vm.fork(1, { hosts: ['beta'] }));
     expect((await clone!.detach()).pages).toBeGreaterThan(0);
@@ -180,7 +234,7 @@ describeVms('a cluster of three hosts', () => {
     const wait =
       '[ $id -gt 0 ] && { while [ ! -e /tmp/go ]; do sleep 0.1; done; sf-guest exit $id; }';
     await sh(vm, `rm -f /tmp/t; (${script}; ${wait}) > /dev/null 2>&1 &`);
-    const ticket = await eventually(() => sh(vm, 'cat /tmp/t'));
+    const ticket = await eventually(() => sh(vm, 'grep . /tmp/t'));
     // What does not answer yet would be lost with the agent at home.
     const running = async () => {
       const others = (await alpha.sf.vms()).filter(({ id }) => id !== vm.id);
@@ -245,6 +299,39 @@ describeVms('a cluster of three hosts', () => {
       },
       { timeout: LEASE_MS_MAX, interval: 200 },
     );
+  });
+});
+
+describeVms('a family on two hosts that may have four VMs', () => {
+  let cluster: ClusterHosts;
+
+  beforeAll(async () => {
+    cluster = await joinHosts(2, { familyVmsMax: 4, warmPoolSize: 1 });
+  }, SETUP_MS);
+
+  afterAll(async () => {
+    await cluster?.close();
+  });
+
+  it('has four, wherever its guests ask for more', async () => {
+    const [alpha] = cluster.hosts as [ClusterHost];
+    const vm = await alpha.sf.launch('minimal');
+    const [clone] = clonesOf(await vm.fork(2, { hosts: ['beta'] }));
+    // One is left for three that a guest of the other host asks for, and none after that.
+    const fork = 'id=$(sf-guest fork 3 --ticket-file /tmp/t)';
+    const wait = '[ $id -gt 0 ] && { sleep 1000; }';
+    await sh(clone!, `(${fork}; ${wait}) > /dev/null 2>&1 &`);
+    await eventually(async () => {
+      const vms = await alpha.sf.vms();
+      expect(vms).toHaveLength(4);
+      expect(vms.every(({ state }) => state === 'running')).toBe(true);
+    });
+    for (const each of [vm, clone!]) {
+      const refused = await each.exec('sf-guest fork 1');
+      expect(refused.code).not.toBe(0);
+      expect(refused.stderr).toContain('familyVmsMax');
+    }
+    await endVms(alpha.sf);
   });
 });
 

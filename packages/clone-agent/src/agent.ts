@@ -140,17 +140,20 @@ export class Agent implements AgentService {
     this.#cluster = this.#newCluster();
     this.#journal.hostName = () => this.#cluster.name;
     this.cluster = clusterService(this.#cluster);
+    const { replayFirstTouches: replays } = this.#settings;
     this.#others = new OtherHosts({
       ...{ cluster: this.#cluster, runFolder: state.run, settings: this.#settings, log },
       journal: this.#processes,
-      faults: (snapshot) => this.#pager.faults(snapshot),
+      faults: async (snapshot) => (replays ? await this.#pager.faults(snapshot) : []),
+      touched: (snapshot, pages) => this.#pager.touched(snapshot, pages),
       bringAll: (snapshot) => this.#pager.bringAll(snapshot),
     });
     this.#store = new SnapshotStore(
       state,
       {
-        ready: (id, of) => this.#pager.ready(id, of),
+        ready: (id, of) => this.#pager.ready(id, replays ? of : {}),
         dropped: (id) => {
+          this.#hypervisor.dropSnapshot(id);
           this.#pager.drop(id);
           void this.#others.drop(id);
           this.#families.remote?.release();
@@ -181,7 +184,6 @@ export class Agent implements AgentService {
       machineFor: (prepared, cpu) => this.#hypervisor.machineFor(prepared, cpu),
       bootQemu: (snapshot, prepared) => this.#hypervisor.boot(snapshot, this.#store, prepared),
       availableBytes: () => this.#families.room.measure().availableBytes,
-      nextExec: () => this.#journal.next('exec'),
     });
   }
 
@@ -192,9 +194,10 @@ export class Agent implements AgentService {
       stateRoot: state.root,
       log,
       version: VERSION,
+      certificateLifetimeMs: this.#settings.certificateLifetimeMs,
       handlers: () => ({
         ...this.#families.remote!.handlers,
-        ping: async () => ({ version: VERSION }),
+        ping: async () => ({ version: VERSION, nowMs: Date.now() }),
         vms: async ({ all }) => ({ vms: this.#ownVms(all) }),
         findImage: async ({ name }) => ({ image: this.#images.find(name) ?? null }),
       }),
@@ -203,6 +206,7 @@ export class Agent implements AgentService {
       entered: () => this.#others.open(),
       opened: () => void this.#families.remote?.reconcile(),
       room: () => this.#families.hostRoom(),
+      families: () => this.#families.countedHere(),
       reserved: (reservations) => this.#families.room.promise(reservations),
       detachFrom: async (host, signal) => await this.#families.remote?.detachFrom(host, signal),
       hostLost: (host, reason) => this.#families.remote?.hostLost(host, reason),
@@ -285,6 +289,7 @@ export class Agent implements AgentService {
       images: this.images(),
       incompatible: ({ machine }) => this.#hypervisor.incompatible(machine),
       stats: () => this.stats(),
+      cluster: this.#cluster,
     });
   }
 

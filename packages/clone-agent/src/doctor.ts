@@ -4,6 +4,8 @@
 
 import fs from 'node:fs';
 import type { DoctorCheck, DoctorReport, HostStats, ImageInfo } from '@snowfork/sdk/api';
+import type { Cluster } from './cluster/cluster.js';
+import { judgeCluster, notThere, readClusterFacts } from './cluster/examine.js';
 import type { ConfinementFacts } from './hypervisor/confinement.js';
 import type { QemuFacts } from './hypervisor/hypervisor.js';
 import { fuseConnection } from './pager/mount.js';
@@ -29,6 +31,7 @@ export interface AgentFacts {
   readonly incompatible: (image: ImageInfo) => readonly string[];
   /** Fails when the pager does not answer. */
   readonly stats: () => Promise<HostStats>;
+  readonly cluster: Cluster;
 }
 
 export async function examineAgent(facts: AgentFacts): Promise<DoctorReport> {
@@ -42,6 +45,7 @@ export async function examineAgent(facts: AgentFacts): Promise<DoctorReport> {
     await checkMounts(facts.state),
     ...(await checkStats(facts)),
     checkImages(facts),
+    ...(await checkCluster(facts)),
   ];
   return { checks };
 }
@@ -127,6 +131,16 @@ async function checkStats({ stats, images }: AgentFacts): Promise<DoctorCheck[]>
     const words = error instanceof Error ? error.message : String(error);
     const mend = 'see agent.log in the state folder, then `sf down` and `sf up`';
     return [{ name: 'pager', status: 'fail', message: `it does not answer: ${words}`, mend }];
+  }
+}
+
+async function checkCluster({ cluster, version, stats }: AgentFacts): Promise<DoctorCheck[]> {
+  try {
+    const { network } = await stats();
+    const facts = await readClusterFacts(cluster, { version, network });
+    return facts === undefined ? [] : judgeCluster(facts);
+  } catch (error) {
+    return [notThere(error)];
   }
 }
 

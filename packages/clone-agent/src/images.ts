@@ -61,8 +61,6 @@ export interface ImagesContext {
   /** Starts a QEMU that boots the image with RAM and disk of `snapshot`. */
   bootQemu(snapshot: Snapshot, prepared: PreparedImage): Promise<QemuProcess>;
   availableBytes(): number;
-  /** `ChannelHandlers.nextExec`. */
-  nextExec(): number;
 }
 
 export class Images {
@@ -243,6 +241,7 @@ export class Images {
         signal,
         save: () => {},
         availableBytes: () => this.#context.availableBytes(),
+        leaveOutFreePages: true,
       });
       return frozen;
     } catch (error) {
@@ -292,7 +291,6 @@ export class Images {
       hello: () => ready.resolve(),
       request: () => {},
       closed: () => {},
-      nextExec: this.#context.nextExec,
       log: (bytes) => vm.logs.push(bytes),
       lost: (reason) => ready.reject(new SnowforkError('SF_GUEST_NOT_READY', reason)),
     };

@@ -5,6 +5,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import { acceleratorSchema, SnowforkError } from '@snowfork/sdk/api';
 import { z } from 'zod';
+import { HOST_LIFETIME_MS } from './cluster/authority.js';
 import { kernelSchema } from './image/index.js';
 
 const MiB = 1024 * 1024;
@@ -74,6 +75,14 @@ const settingsSchema = limitsSchema.extend({
     .int()
     .min(16 * MiB)
     .default(Math.floor(os.totalmem() / 8 / MiB) * MiB),
+  /** What this host's link takes; by default what its driver says, else 10 Gbit/s. */
+  linkBitsPerSecond: z.number().int().min(1_000_000).optional(),
+  /** Of certificates that this host signs for hosts of its cluster; each is renewed by itself. */
+  certificateLifetimeMs: z.number().int().min(10_000).default(HOST_LIFETIME_MS),
+  /** Pages that a guest has free when it is frozen read as zeros in its clones, and never travel. */
+  leaveOutFreePages: z.boolean().default(true),
+  /** What clones of a family touched first is brought to the next ones before they ask. */
+  replayFirstTouches: z.boolean().default(true),
   /** VMs of this host, running at a time. */
   vmsMax: z.number().int().min(1).max(4096).default(1024),
 });

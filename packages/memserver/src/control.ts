@@ -10,7 +10,7 @@ import { z } from 'zod';
 /** What the process prints when its control socket listens. */
 export const LISTENING_LINE = 'listening';
 /** Of a command. Layers are named by their paths, and a snapshot may have hundreds. */
-export const COMMAND_LINE_BYTES_MAX = 1024 * 1024;
+export const COMMAND_LINE_BYTES_MAX = 2 * 1024 * 1024;
 export const CONTROL_CONNECTIONS_MAX = 16;
 
 const commandSchema = z.object({

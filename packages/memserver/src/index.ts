@@ -1,5 +1,6 @@
 // All but the control socket (`control.ts`) and the process (`main.ts`). `pages.ts` is less.
 
+export * from './asking.js';
 export * from './complaints.js';
 export * from './counts.js';
 export type { Group } from './net/group-sockets.js';
@@ -9,6 +10,7 @@ export { OriginClient } from './net/origin-client.js';
 export * from './net/page-network.js';
 export * from './net/page-service.js';
 export * from './pages.js';
+export * from './receiver/asking-state.js';
 export * from './receiver/page-receiver.js';
 export { WINDOW_PAGES_MAX } from './receiver/prefetch-queue.js';
 export { ASSEMBLIES_MAX } from './receiver/reassembly.js';
@@ -17,6 +19,7 @@ export type { PageSource, Send } from './server/outgoing.js';
 export { QUEUE_PAGES_MAX } from './server/page-queue.js';
 export * from './server/page-server.js';
 export { TokenBucket } from './server/token-bucket.js';
+export { ASKERS_MAX, WAITING_PAGES_MAX, type WantedPage } from './server/waiting-pages.js';
 export { directAead, portableAead } from './wire/aead.js';
 export * from './wire/datagrams.js';
 export * from './wire/geometry.js';

@@ -26,6 +26,7 @@ const serveSchema = z.object({
   key: keySchema,
   group: z.object({ address: z.ipv4(), port: portSchema }).optional(),
   layers: z.array(z.object({ path: z.string(), held: z.string().optional() })).max(LAYERS_MAX),
+  wants: z.object({ socket: z.string(), snapshot: z.string() }).optional(),
 });
 const dropSchema = z.object({ snapshot: z.string() });
 const optionsSchema = z.object({

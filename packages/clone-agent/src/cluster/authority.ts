@@ -16,7 +16,7 @@ x509.cryptoProvider.set(webcrypto as unknown as Parameters<typeof x509.cryptoPro
 const ALGORITHM = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const;
 const YEAR_MS = 365 * 24 * 3_600_000;
 const AUTHORITY_LIFETIME_MS = 10 * YEAR_MS;
-const HOST_LIFETIME_MS = 2 * YEAR_MS;
+export const HOST_LIFETIME_MS = 2 * YEAR_MS;
 /** Clocks of hosts differ. */
 const BACKDATED_MS = 24 * 3_600_000;
 /** Members of the store are called so by their clients: gRPC wants a name, not an address. */
@@ -64,7 +64,11 @@ export async function makeRequest(host: string): Promise<{ request: string; priv
 /** @throws SnowforkError SF_BAD_REQUEST when the request is none, or not signed by its own key. */
 export async function signHost(
   authority: Signed,
-  of: { readonly request: string; readonly address: string } & PeerIdentity,
+  of: {
+    readonly request: string;
+    readonly address: string;
+    readonly lifetimeMs?: number;
+  } & PeerIdentity,
 ): Promise<string> {
   const request = await readRequest(of.request);
   const issuer = new x509.X509Certificate(authority.certificate);
@@ -73,7 +77,7 @@ export async function signHost(
     serialNumber: serialNumber(),
     subject: `CN=${of.host}`,
     issuer: issuer.subject,
-    ...lifetime(HOST_LIFETIME_MS),
+    ...lifetime(of.lifetimeMs ?? HOST_LIFETIME_MS),
     publicKey: request.publicKey,
     signingKey: await importKey(authority.privateKey),
     signingAlgorithm: ALGORITHM,
@@ -97,9 +101,10 @@ export function fingerprintOf(certificate: string): string {
   return new X509Certificate(certificate).fingerprint256.replaceAll(':', '').toLowerCase();
 }
 
-/** When a certificate runs out, in milliseconds since the epoch. */
-export function expiryOf(certificate: string): number {
-  return Date.parse(new X509Certificate(certificate).validTo);
+/** When a certificate was signed and when it runs out, in milliseconds since the epoch. */
+export function lifeOf(certificate: string): { beganMs: number; endsMs: number } {
+  const { validFrom, validTo } = new X509Certificate(certificate);
+  return { beganMs: Date.parse(validFrom) + BACKDATED_MS, endsMs: Date.parse(validTo) };
 }
 
 /** Who is at the other end, by a certificate that was verified; undefined when it says nothing. */

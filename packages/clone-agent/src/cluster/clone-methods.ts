@@ -8,7 +8,7 @@ import {
   ticketSchema,
 } from '@snowfork/sdk/api';
 import { z } from 'zod';
-import { descriptorSchema } from '../store/descriptor.js';
+import { descriptorSchema, touchesSchema } from '../store/descriptor.js';
 import { standingSchema } from '../store/journal.js';
 import { idSchema } from '../store/origins.js';
 
@@ -62,6 +62,11 @@ export const cloneMethods = {
   },
   /** The asking host has layers of it in use. */
   hold: { params: z.strictObject({ snapshot: idSchema }), result: z.null() },
+  /** What clones on the asking host waited for, of a snapshot that it was lent. */
+  touched: {
+    params: z.strictObject({ snapshot: idSchema, pages: touchesSchema }),
+    result: z.null(),
+  },
   /** Bring here all pages that the asked host still needs of that host: it is to go. */
   detachFrom: {
     params: z.strictObject({ host: z.string() }),

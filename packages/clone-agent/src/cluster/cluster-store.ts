@@ -22,6 +22,8 @@ export const hostRecordSchema = z.object({
   port: z.number().int(),
   version: z.string(),
   startedAt: z.number(),
+  /** Of its memory server, at the same address. */
+  pagesPort: z.number().int().optional(),
 });
 export type HostIdentity = z.infer<typeof hostRecordSchema>;
 
@@ -50,6 +52,17 @@ export interface ReserveRequest {
   readonly hereSlots: number;
 }
 
+/** VMs more for a family. */
+export interface FamilyRequest {
+  readonly family: string;
+  /** The host that asks, and the VMs of its tickets, wherever they run. */
+  readonly here: string;
+  readonly counted: number;
+  readonly asked: number;
+  /** On all hosts together. */
+  readonly max: number;
+}
+
 export interface HostSlots {
   readonly host: string;
   readonly slots: number;
@@ -62,6 +75,8 @@ export interface ClusterStore {
    * @throws SnowforkError SF_BAD_REQUEST: another has its name; SF_PERMISSION: it was removed
    */
   join(self: HostIdentity, room: HostRoom): Promise<void>;
+  /** Whether the store has its majority. @throws SnowforkError SF_CLUSTER_UNAVAILABLE: it has none */
+  check(): Promise<void>;
   /** As last heard: also when the store does not answer. */
   hosts(): HostRecord[];
   onLost(listener: (host: string) => void): void;
@@ -74,7 +89,13 @@ export interface ClusterStore {
   remove(name: string): Promise<void>;
   /** All slots, or as many as there are. What is not used within a minute is given back. */
   reserve(request: ReserveRequest): Promise<{ granted: HostSlots[]; reason?: string }>;
+  /** As many of them as the family may still have; they count at once. */
+  takeOfFamily(request: FamilyRequest): Promise<number>;
+  /** VMs by family, of this host's tickets. */
+  publishFamilies(counts: ReadonlyMap<string, number>): Promise<void>;
   /** What a ticket has of a host is used, or not wanted. */
   release(ticket: string, host: string): Promise<void>;
+  /** Shown to the store from now on, by this host's member of it too. */
+  useCertificate(of: { certificate: string; privateKey: string }): Promise<void>;
   close(): Promise<void>;
 }

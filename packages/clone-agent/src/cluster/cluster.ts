@@ -20,6 +20,7 @@ import { admit, askToJoin } from './joining.js';
 import type { PeerHandlers, PeerMethod, PeerParams, PeerResult } from './peer-methods.js';
 import { PeerServer } from './peer-server.js';
 import { type PeerAddress, Peers } from './peers.js';
+import { isDue, Renewal, renewFor, renewOwn } from './renewal.js';
 import { TOKEN_LIFETIME_MS, Tokens } from './token.js';
 
 /** Ports of the store's member on the host that made the cluster. */
@@ -36,16 +37,20 @@ export interface ClusterContext {
   readonly stateRoot: string;
   readonly log: Logger;
   readonly version: string;
-  handlers(): PeerHandlers;
+  /** Of certificates that this host signs. */
+  readonly certificateLifetimeMs: number;
+  handlers(): Omit<PeerHandlers, 'renew'>;
   /** The connection goes on as one to this host's API. */
   serveApi(socket: TLSSocket): void;
   /** Opens the cluster's store, with its member on this host when there is to be one. */
   openStore(file: ClusterFile): Promise<ClusterStore>;
-  /** The host is in a cluster now, before others hear of it. */
-  entered(): Promise<void>;
+  /** The host is in a cluster now, before others hear of it: says where it serves pages. */
+  entered(): Promise<{ pagesPort: number }>;
   /** The others can be spoken to, for the first time since the agent's start. */
   opened(): void;
   room(): HostRecord['room'];
+  /** VMs by family, of this host's tickets. */
+  families(): ReadonlyMap<string, number>;
   hostLost(host: string, reason: string): void;
   /** Whatever this host needs of that one is brought here. */
   detachFrom(host: string, signal: AbortSignal): Promise<unknown>;
@@ -59,6 +64,7 @@ interface Membership {
   readonly peers: Peers;
   readonly store: ClusterStore;
   readonly looking: NodeJS.Timeout;
+  readonly renewal: Renewal;
 }
 
 export class Cluster {
@@ -125,7 +131,8 @@ export class Cluster {
     const authority = await makeAuthority(cluster.id);
     const { request, privateKey } = await makeRequest(of.host.name);
     const { address, name } = of.host;
-    const signing = { request, address, cluster: cluster.id, host: name };
+    const { certificateLifetimeMs: lifetimeMs } = this.#context;
+    const signing = { request, address, cluster: cluster.id, host: name, lifetimeMs };
     const file: ClusterFile = {
       version: 1,
       cluster,
@@ -250,6 +257,7 @@ export class Cluster {
     this.#membership = undefined;
     if (membership === undefined) return;
     clearInterval(membership.looking);
+    membership.renewal.stop();
     membership.server.close();
     membership.peers.close();
     await membership.store.close();
@@ -268,23 +276,31 @@ export class Cluster {
     }
   }
 
-  async #enter(file: ClusterFile): Promise<Membership> {
-    const { log, handlers, version } = this.#context;
+  async #enter(before: ClusterFile): Promise<Membership> {
+    const { log, handlers, version, certificateLifetimeMs: lifetimeMs } = this.#context;
+    const file = await this.#freshened(before);
     const store = await this.#context.openStore(file);
     const peers = new Peers(file, (host) => this.#addressOf(store, host));
+    const isThere = (name: string) => store.hosts().some((host) => host.name === name);
     let server: PeerServer | undefined;
     try {
       server = await PeerServer.listen({
-        ...{ file, log, handlers: handlers() },
+        ...{ file, log },
+        handlers: {
+          ...handlers(),
+          renew: (params, host) => {
+            return renewFor(host, params, { file, lifetimeMs, isMember: isThere });
+          },
+        },
         join: (hello) => {
-          const isTaken = (name: string) => store.hosts().some((host) => host.name === name);
-          return admit(hello, { file, tokens: this.#tokens, isTaken });
+          const of = { file, tokens: this.#tokens, isTaken: isThere, lifetimeMs };
+          return admit(hello, of);
         },
         serveApi: this.#context.serveApi,
       });
-      await this.#context.entered();
+      const { pagesPort } = await this.#context.entered();
       const { id, name, address, port } = file.host;
-      const self = { id, name, address, port, version, startedAt: Date.now() };
+      const self = { id, name, address, port, version, startedAt: Date.now(), pagesPort };
       await store.join(self, this.#context.room());
     } catch (error) {
       server?.close();
@@ -293,9 +309,39 @@ export class Cluster {
     }
     store.onLost((host) => void this.#confirmLost(host));
     store.onReservations((reservations) => this.#context.reserved(reservations));
-    const looking = setInterval(() => this.#publishRoom(store), ROOM_LOOK_MS);
+    const looking = setInterval(() => this.#publish(store), ROOM_LOOK_MS);
     looking.unref();
-    return { file, server, peers, store, looking };
+    const renewal = this.#renewalOf({ server, peers, store });
+    return { file, server, peers, store, looking, renewal };
+  }
+
+  #renewalOf({ server, peers, store }: Pick<Membership, 'server' | 'peers' | 'store'>): Renewal {
+    const { log, stateRoot, certificateLifetimeMs: lifetimeMs } = this.#context;
+    const renewal = new Renewal({
+      ...{ log, lifetimeMs, file: () => this.file },
+      hosts: () => store.hosts().map(({ name }) => name),
+      ask: (host, params, signal) => peers.call(host, 'renew', params, signal),
+      renewed: async (file) => {
+        writeClusterFile(stateRoot, file);
+        this.#file = file;
+        server.useCertificate(file);
+        peers.useCertificate(file);
+        const { certificate, privateKey } = file;
+        await store.useCertificate({ certificate, privateKey });
+        log.info('this host has another certificate');
+      },
+    });
+    void renewal.run();
+    return renewal;
+  }
+
+  /** A host that can sign needs nobody, however long it was away. */
+  async #freshened(file: ClusterFile): Promise<ClusterFile> {
+    if (file.caKey === undefined || !isDue(file)) return file;
+    const renewed = await renewOwn(file, this.#context.certificateLifetimeMs);
+    writeClusterFile(this.#context.stateRoot, renewed);
+    this.#file = renewed;
+    return renewed;
   }
 
   /** The store has not heard of it for long: so has this host, or it is only slow. */
@@ -311,9 +357,11 @@ export class Cluster {
     }
   }
 
-  #publishRoom(store: ClusterStore): void {
-    store.publishRoom(this.#context.room()).catch((error: unknown) => {
-      this.#context.log.warn({ err: error }, 'the room of this host is not told');
+  #publish(store: ClusterStore): void {
+    const { room, families, log } = this.#context;
+    const told = [store.publishRoom(room()), store.publishFamilies(families())];
+    Promise.all(told).catch((error: unknown) => {
+      log.warn({ err: error }, 'what this host has is not told');
     });
   }
 

@@ -30,40 +30,19 @@ export interface EtcdAccess {
   readonly privateKey: string;
 }
 
+/** PEM: what a host shows. */
+export type HostCertificate = Pick<EtcdAccess, 'certificate' | 'privateKey'>;
+
 export class EtcdLink {
-  readonly #client: Etcd3;
-  readonly #space: Namespace;
+  #access: EtcdAccess;
+  #client: Etcd3;
+  #space: Namespace;
   #isSilent = false;
 
-  constructor({ endpoints, cluster, ca, certificate, privateKey }: EtcdAccess) {
-    const attempts = handleWhen((error) => isRecoverableError(error));
-    this.#client = new Etcd3({
-      hosts: [...endpoints],
-      grpcOptions: {
-        'grpc.ssl_target_name_override': STORE_SERVER_NAME,
-        'grpc.keepalive_time_ms': PING_MS,
-        'grpc.keepalive_timeout_ms': PONG_TIMEOUT_MS,
-        'grpc.initial_reconnect_backoff_ms': ATTEMPT_AGAIN_MS,
-        'grpc.max_reconnect_backoff_ms': CONNECT_AGAIN_MS_MAX,
-      },
-      credentials: {
-        rootCertificate: Buffer.from(ca),
-        privateKey: Buffer.from(privateKey),
-        certChain: Buffer.from(certificate),
-      },
-      defaultCallOptions: ({ isStream }) =>
-        isStream ? {} : { deadline: Date.now() + ATTEMPT_TIMEOUT_MS },
-      faultHandling: {
-        // A round of attempts, each at another member; none is shunned, as there are few.
-        global: retry(attempts, {
-          maxAttempts: Math.min(endpoints.length, MEMBERS_PER_ROUND_MAX) - 1,
-          backoff: new ConstantBackoff(ATTEMPT_AGAIN_MS),
-        }),
-        host: () => noop,
-        watchBackoff: new ConstantBackoff(ATTEMPT_AGAIN_MS).next(),
-      },
-    });
-    this.#space = this.#client.namespace(`/snowfork/${cluster}/`);
+  constructor(access: EtcdAccess) {
+    this.#access = access;
+    this.#client = clientOf(access);
+    this.#space = spaceOf(this.#client, access);
   }
 
   /** The last call had no answer. */
@@ -115,6 +94,15 @@ export class EtcdLink {
     });
   }
 
+  /** For all calls and watches from now on; calls that are under way end as they would have. */
+  useCertificate({ certificate, privateKey }: HostCertificate): void {
+    const old = this.#client;
+    this.#access = { ...this.#access, certificate, privateKey };
+    this.#client = clientOf(this.#access);
+    this.#space = spaceOf(this.#client, this.#access);
+    setTimeout(() => old.close(), CALL_TIMEOUT_MS).unref();
+  }
+
   close(): void {
     this.#client.close();
   }
@@ -129,6 +117,40 @@ export class EtcdLink {
       }
     }
   }
+}
+
+function clientOf({ endpoints, ca, certificate, privateKey }: EtcdAccess): Etcd3 {
+  const attempts = handleWhen((error) => isRecoverableError(error));
+  return new Etcd3({
+    hosts: [...endpoints],
+    grpcOptions: {
+      'grpc.ssl_target_name_override': STORE_SERVER_NAME,
+      'grpc.keepalive_time_ms': PING_MS,
+      'grpc.keepalive_timeout_ms': PONG_TIMEOUT_MS,
+      'grpc.initial_reconnect_backoff_ms': ATTEMPT_AGAIN_MS,
+      'grpc.max_reconnect_backoff_ms': CONNECT_AGAIN_MS_MAX,
+    },
+    credentials: {
+      rootCertificate: Buffer.from(ca),
+      privateKey: Buffer.from(privateKey),
+      certChain: Buffer.from(certificate),
+    },
+    defaultCallOptions: ({ isStream }) =>
+      isStream ? {} : { deadline: Date.now() + ATTEMPT_TIMEOUT_MS },
+    faultHandling: {
+      // A round of attempts, each at another member; none is shunned, as there are few.
+      global: retry(attempts, {
+        maxAttempts: Math.min(endpoints.length, MEMBERS_PER_ROUND_MAX) - 1,
+        backoff: new ConstantBackoff(ATTEMPT_AGAIN_MS),
+      }),
+      host: () => noop,
+      watchBackoff: new ConstantBackoff(ATTEMPT_AGAIN_MS).next(),
+    },
+  });
+}
+
+function spaceOf(client: Etcd3, { cluster }: EtcdAccess): Namespace {
+  return client.namespace(`/snowfork/${cluster}/`);
 }
 
 async function abortOf(signal: AbortSignal): Promise<never> {

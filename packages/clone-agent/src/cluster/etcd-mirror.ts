@@ -77,12 +77,18 @@ export class EtcdMirror {
     ]);
   }
 
+  /** The link has another connection: the old one's watch may never be heard again. */
+  async watchAnew(): Promise<void> {
+    const watcher = this.#watcher;
+    if (this.#isClosed || watcher === undefined) return;
+    this.#watch();
+    await cancel(watcher);
+  }
+
   async close(): Promise<void> {
     this.#isClosed = true;
     clearTimeout(this.#looking);
-    const cancelled = this.#watcher?.cancel().catch(() => {});
-    // When etcd is silent, nobody says that the watch has ended.
-    await Promise.race([cancelled, delay(CANCEL_TIMEOUT_MS, undefined, { ref: false })]);
+    if (this.#watcher !== undefined) await cancel(this.#watcher);
   }
 
   #watch(): void {
@@ -130,6 +136,12 @@ export class EtcdMirror {
     }, LOOK_MS);
     this.#looking.unref();
   }
+}
+
+/** When etcd is silent, nobody says that the watch has ended. */
+async function cancel(watcher: Watcher): Promise<void> {
+  const cancelled = watcher.cancel().catch(() => {});
+  await Promise.race([cancelled, delay(CANCEL_TIMEOUT_MS, undefined, { ref: false })]);
 }
 
 function pairOf({ key, value, mod_revision, lease }: IKeyValue): Pair {

@@ -18,6 +18,7 @@ import { SnowforkError } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { z } from 'zod';
 import { processStartTime, WatchedProcess } from '../store/processes.js';
+import type { HostCertificate } from './etcd-link.js';
 
 const START_TIMEOUT_MS = 30_000;
 const START_LOOK_MS = 100;
@@ -53,7 +54,7 @@ export interface EtcdProcessOptions {
 }
 
 export class EtcdProcess {
-  readonly #options: EtcdProcessOptions;
+  #options: EtcdProcessOptions;
   #process!: WatchedProcess;
   #isOver = false;
 
@@ -67,6 +68,8 @@ export class EtcdProcess {
     fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
     const isNew = !fs.existsSync(path.join(folder, 'data'));
     const member = new EtcdProcess(options);
+    // One that runs reads them again for each connection.
+    writeCredentials(options);
     const running = findRunning(folder);
     // It would be whoever is there that answers.
     if (running === undefined) await assertFree(options);
@@ -87,6 +90,12 @@ export class EtcdProcess {
 
   get pid(): number {
     return this.#process.pid;
+  }
+
+  /** Shown to whoever connects from now on, and to other members. */
+  useCertificate({ certificate, privateKey }: HostCertificate): void {
+    this.#options = { ...this.#options, certificate, privateKey };
+    writeCredentials(this.#options);
   }
 
   /** It goes on, for the other hosts and for the next agent of this one. */
@@ -156,11 +165,8 @@ function findRunning(folder: string): Known | undefined {
 
 function start(options: EtcdProcessOptions): Known {
   assertInstalled();
-  const { folder, ca, certificate, privateKey } = options;
+  const { folder } = options;
   const at = (name: string) => path.join(folder, name);
-  fs.writeFileSync(at('ca.pem'), ca);
-  fs.writeFileSync(at('host.pem'), certificate);
-  fs.writeFileSync(at('host-key.pem'), privateKey, { mode: 0o600 });
   const log = fs.openSync(at('etcd.log'), 'a', 0o600);
   // Without ETCD_… of whoever started the agent.
   const env = { PATH: process.env.PATH };
@@ -177,6 +183,17 @@ function start(options: EtcdProcessOptions): Known {
   const known = { pid: child.pid!, startTime };
   fs.writeFileSync(at('process.json'), JSON.stringify(known));
   return known;
+}
+
+function writeCredentials(options: EtcdProcessOptions): void {
+  const { folder, ca, certificate, privateKey } = options;
+  const files = { 'ca.pem': ca, 'host.pem': certificate, 'host-key.pem': privateKey };
+  for (const [name, content] of Object.entries(files)) {
+    fs.writeFileSync(path.join(folder, `${name}.new`), content, { mode: 0o600 });
+  }
+  for (const name of Object.keys(files)) {
+    fs.renameSync(path.join(folder, `${name}.new`), path.join(folder, name));
+  }
 }
 
 function argumentsOf(options: EtcdProcessOptions): string[] {

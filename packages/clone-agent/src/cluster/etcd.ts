@@ -5,6 +5,7 @@
 //   /snowfork/<cluster>/host/<name>                  HostIdentity            lease of the host
 //   /snowfork/<cluster>/room/<name>                  HostRoom                lease of the host
 //   /snowfork/<cluster>/reservation/<name>/<ticket>  HostReservation         lease of a minute
+//   /snowfork/<cluster>/family/<id>                  VMs by host             `etcd-families.ts`
 //   /snowfork/<cluster>/draining/<name>              true
 //   /snowfork/<cluster>/removed/<id of the host>     its name
 
@@ -14,6 +15,7 @@ import type { Logger } from 'pino';
 import type { z } from 'zod';
 import {
   type ClusterStore,
+  type FamilyRequest,
   type HostIdentity,
   type HostRecord,
   type HostReservation,
@@ -24,7 +26,8 @@ import {
   type ReserveRequest,
   reservationSchema,
 } from './cluster-store.js';
-import { type EtcdAccess, EtcdLink } from './etcd-link.js';
+import { EtcdFamilies } from './etcd-families.js';
+import { type EtcdAccess, EtcdLink, type HostCertificate } from './etcd-link.js';
 import { type Change, EtcdMirror, type Pair } from './etcd-mirror.js';
 import { HostLease } from './host-lease.js';
 import { placeClones } from './placement.js';
@@ -42,6 +45,8 @@ export interface EtcdOptions extends EtcdAccess {
   readonly hostTimeoutMs?: number;
   /** A reservation that nobody used by then gives its room back. */
   readonly reservationTimeoutMs?: number;
+  /** For this host's member, if it has one. */
+  readonly renewed?: (of: HostCertificate) => void;
   /** It was closed. */
   readonly ended?: () => void;
 }
@@ -56,8 +61,10 @@ export class EtcdStore implements ClusterStore {
   readonly #log: Logger;
   readonly #hostTimeoutMs: number;
   readonly #reservationTimeoutMs: number;
+  readonly #renewed: (of: HostCertificate) => void;
   readonly #ended: () => void;
   #mirror!: EtcdMirror;
+  #families!: EtcdFamilies;
   readonly #lost: ((host: string) => void)[] = [];
   readonly #reserved: ((reservations: readonly HostReservation[]) => void)[] = [];
   #self: HostIdentity | undefined;
@@ -71,6 +78,10 @@ export class EtcdStore implements ClusterStore {
     try {
       const changed = (changes: readonly Change[]) => store.#tell(changes);
       store.#mirror = await EtcdMirror.open(store.#link, { log, changed });
+      store.#families = new EtcdFamilies({
+        ...{ link: store.#link, mirror: store.#mirror },
+        hosts: () => new Set(store.hosts().map(({ name }) => name)),
+      });
       return store;
     } catch (error) {
       store.#link.close();
@@ -83,6 +94,7 @@ export class EtcdStore implements ClusterStore {
     this.#log = options.log;
     this.#hostTimeoutMs = options.hostTimeoutMs ?? HOST_TIMEOUT_MS;
     this.#reservationTimeoutMs = options.reservationTimeoutMs ?? RESERVATION_TIMEOUT_MS;
+    this.#renewed = options.renewed ?? (() => {});
     this.#ended = options.ended ?? (() => {});
   }
 
@@ -100,6 +112,11 @@ export class EtcdStore implements ClusterStore {
     });
     // What was promised of an agent's room before this one.
     this.#tellReservations();
+  }
+
+  /** etcd reads only what a majority has agreed on. */
+  async check(): Promise<void> {
+    await this.#mirror.look();
   }
 
   hosts(): HostRecord[] {
@@ -191,9 +208,23 @@ export class EtcdStore implements ClusterStore {
     throw new SnowforkError('SF_CLUSTER_UNAVAILABLE', 'too many ask for room at once: try again');
   }
 
+  async takeOfFamily(request: FamilyRequest): Promise<number> {
+    return await this.#families.take(request);
+  }
+
+  async publishFamilies(counts: ReadonlyMap<string, number>): Promise<void> {
+    await this.#families.publish(this.#joined.name, counts);
+  }
+
   async release(ticket: string, host: string): Promise<void> {
     const key = `reservation/${host}/${ticket}`;
     await this.#link.call((space) => space.delete().key(key).exec());
+  }
+
+  async useCertificate(of: HostCertificate): Promise<void> {
+    this.#renewed(of);
+    this.#link.useCertificate(of);
+    await this.#mirror.watchAnew();
   }
 
   async close(): Promise<void> {

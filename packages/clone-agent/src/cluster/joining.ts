@@ -88,6 +88,7 @@ export async function admit(
   of: {
     readonly file: ClusterFile;
     readonly tokens: Tokens;
+    readonly lifetimeMs?: number;
     /** Whether a host of the cluster has that name already. */
     isTaken(name: string): boolean;
   },
@@ -107,6 +108,7 @@ export async function admit(
   const certificate = await signHost(authority, {
     ...{ request, address },
     ...{ cluster: cluster.id, host: name },
+    ...(of.lifetimeMs === undefined ? {} : { lifetimeMs: of.lifetimeMs }),
   });
   // What is no certificate must not be handed out.
   new X509Certificate(certificate);

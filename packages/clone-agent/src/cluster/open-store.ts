@@ -6,6 +6,7 @@ import type { Logger } from 'pino';
 import type { ClusterFile } from './cluster-file.js';
 import type { ClusterStore } from './cluster-store.js';
 import { EtcdStore } from './etcd.js';
+import type { HostCertificate } from './etcd-link.js';
 import { EtcdProcess } from './etcd-process.js';
 
 /** @throws SnowforkError SF_CLUSTER_UNAVAILABLE. */
@@ -22,7 +23,9 @@ export async function openClusterStore(
     ports && (await EtcdProcess.open({ ...access, ...ports, ...{ folder, log, name, address } }));
   try {
     const ended = () => member?.leave();
-    return await EtcdStore.open({ ...access, ...{ endpoints, log, ended }, cluster: cluster.id });
+    const renewed = (of: HostCertificate) => member?.useCertificate(of);
+    const options = { endpoints, log, ended, renewed, cluster: cluster.id };
+    return await EtcdStore.open({ ...access, ...options });
   } catch (error) {
     member?.leave();
     throw error;

@@ -6,14 +6,17 @@ import path from 'node:path';
 import { type MemoryServerStats, SnowforkError } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { MemoryServerKeeper } from '../memserver/keeper.js';
+import { PAGER_SOCKET } from '../pager/client.js';
 import { NETWORK_FILE } from '../pager/remote-pages.js';
 import type { Settings } from '../settings.js';
 import type { ServedLayers, ServingHost } from '../store/describe.js';
 import type { ProcessJournal } from '../store/processes.js';
+import { linkSpeed } from '../system/link-speed.js';
 import type { Others } from '../vms/families.js';
 import { type Placed, type PlacingRequest, placeHere } from '../vms/placing.js';
 import { commitBytes, type Room } from '../vms/room.js';
 import type { Cluster } from './cluster.js';
+import type { FamilyRequest } from './cluster-store.js';
 
 export interface OtherHostsContext {
   readonly cluster: Cluster;
@@ -22,6 +25,7 @@ export interface OtherHostsContext {
   readonly log: Logger;
   readonly journal: ProcessJournal;
   faults(snapshot: string): Promise<readonly number[]>;
+  touched(snapshot: string, pages: readonly number[]): Promise<void>;
   bringAll(snapshot: string): Promise<number>;
 }
 
@@ -34,13 +38,13 @@ export class OtherHosts implements Others {
   }
 
   /** This host is in a cluster now: its pages can be had, and those of others come here. */
-  async open(): Promise<void> {
+  async open(): Promise<{ pagesPort: number }> {
     const { runFolder, settings, cluster } = this.#context;
     const { address } = cluster.file.host;
     const { originTimeoutMs, replicaBytesMax } = settings;
     const network = JSON.stringify({ address, originTimeoutMs, replicaBytesMax });
     fs.writeFileSync(path.join(runFolder, NETWORK_FILE), network, { mode: 0o600 });
-    await this.#server();
+    return { pagesPort: (await this.#server()).port };
   }
 
   async close(): Promise<void> {
@@ -69,8 +73,20 @@ export class OtherHosts implements Others {
     return { host: name, address, port: (await this.#server()).port };
   }
 
-  async serve({ key, group, ...of }: ServedLayers): Promise<void> {
-    await (await this.#server()).serve({ ...of, key: Buffer.from(key, 'base64'), group });
+  /** Another host's memory server, when it has said where that is. */
+  pagesOf(host: string): ServingHost | undefined {
+    const record = this.#context.cluster.hosts().find(({ name }) => name === host);
+    if (record?.pagesPort === undefined) return undefined;
+    return { host, address: record.address, port: record.pagesPort };
+  }
+
+  async serve({ key, wants, ...of }: ServedLayers): Promise<void> {
+    const socket = path.join(this.#context.runFolder, PAGER_SOCKET);
+    await (await this.#server()).serve({
+      ...of,
+      key: Buffer.from(key, 'base64'),
+      ...(wants === undefined ? {} : { wants: { ...wants, socket } }),
+    });
   }
 
   /** The snapshot is gone. */
@@ -84,6 +100,10 @@ export class OtherHosts implements Others {
 
   faults(snapshot: string): Promise<readonly number[]> {
     return this.#context.faults(snapshot);
+  }
+
+  touched(snapshot: string, pages: readonly number[]): Promise<void> {
+    return this.#context.touched(snapshot, pages);
   }
 
   readonly place = async (request: PlacingRequest, room: Room): Promise<Placed> => {
@@ -113,6 +133,13 @@ export class OtherHosts implements Others {
     }
   };
 
+  /** @returns as many of `asked` as the family may have in the cluster. */
+  async takeOfFamily(of: Omit<FamilyRequest, 'here'>): Promise<number> {
+    const { cluster } = this.#context;
+    const { name } = cluster;
+    return name === undefined ? of.asked : await cluster.store.takeOfFamily({ ...of, here: name });
+  }
+
   #release(ticket: string, elsewhere: Placed['elsewhere']): void {
     for (const { host } of elsewhere) {
       this.#context.cluster.store.release(ticket, host).catch((error: unknown) => {
@@ -122,11 +149,15 @@ export class OtherHosts implements Others {
   }
 
   #server(): Promise<MemoryServerKeeper> {
-    const { cluster, runFolder, log, journal } = this.#context;
+    const { cluster, runFolder, log, journal, settings } = this.#context;
     const { address } = cluster.file.host;
+    const bitsPerSecond = settings.linkBitsPerSecond ?? linkSpeed(address);
+    const linkBytesPerSecond = bitsPerSecond === undefined ? undefined : bitsPerSecond / 8;
     const server =
       this.#memoryServer ??
-      MemoryServerKeeper.open({ runFolder, log, journal, address, port: 0 }).catch((cause) => {
+      MemoryServerKeeper.open({
+        ...{ runFolder, log, journal, address, linkBytesPerSecond, port: 0 },
+      }).catch((cause) => {
         this.#memoryServer = undefined;
         throw SnowforkError.from(cause);
       });

@@ -4,9 +4,22 @@ import { imageNameSchema, imageSchema, vmSchema } from '@snowfork/sdk/api';
 import { z } from 'zod';
 import { cloneMethods } from './clone-methods.js';
 
+/** Of PEM: ours are a tenth of it. */
+const REQUEST_CHARS_MAX = 8192;
+const CERTIFICATE_CHARS_MAX = 16_384;
+
 export const peerMethods = {
   ...cloneMethods,
-  ping: { params: z.strictObject({}), result: z.strictObject({ version: z.string() }) },
+  ping: {
+    params: z.strictObject({}),
+    /** `nowMs`: by its clock, since the epoch. */
+    result: z.object({ version: z.string(), nowMs: z.number() }),
+  },
+  /** Another certificate for the asking host, of a host that can sign. */
+  renew: {
+    params: z.strictObject({ request: z.string().max(REQUEST_CHARS_MAX), address: z.ipv4() }),
+    result: z.strictObject({ certificate: z.string().max(CERTIFICATE_CHARS_MAX) }),
+  },
   /** The asked host's image of that name. */
   findImage: {
     params: z.strictObject({ name: imageNameSchema }),
@@ -44,7 +57,7 @@ export const helloSchema = z.discriminatedUnion('for', [
     token: z.string().max(256),
     name: z.string().max(64),
     address: z.ipv4(),
-    request: z.string().max(8192),
+    request: z.string().max(REQUEST_CHARS_MAX),
   }),
 ]);
 export type Hello = z.infer<typeof helloSchema>;

@@ -57,14 +57,9 @@ export class PeerServer {
 
   private constructor(options: PeerServerOptions) {
     this.#options = options;
-    const { ca, certificate, privateKey } = options.file;
     this.#server = tls.createServer(
       {
-        minVersion: 'TLSv1.3',
-        // With the authority's, so that a host that joins can check it by its token.
-        cert: `${certificate}\n${ca}`,
-        key: privateKey,
-        ca,
+        ...credentialsOf(options.file),
         requestCert: true,
         // A host that joins has no certificate; all else is refused below.
         rejectUnauthorized: false,
@@ -76,6 +71,11 @@ export class PeerServer {
     this.#server.on('tlsClientError', (error, socket) => {
       options.log.warn({ peer: socket.remoteAddress, err: error }, 'no TLS with a peer');
     });
+  }
+
+  /** What new connections are shown; those that are there go on. */
+  useCertificate(file: ClusterFile): void {
+    this.#server.setSecureContext(credentialsOf(file));
   }
 
   close(): void {
@@ -118,6 +118,11 @@ export class PeerServer {
         : `it is of another cluster (${identity.cluster})`;
     throw new SnowforkError('SF_PERMISSION', `${own.name} refuses the connection: ${words}`);
   }
+}
+
+function credentialsOf({ ca, certificate, privateKey }: ClusterFile): tls.SecureContextOptions {
+  // With the authority's, so that a host that joins can check it by its token.
+  return { minVersion: 'TLSv1.3', cert: `${certificate}\n${ca}`, key: privateKey, ca };
 }
 
 /** A connection by which another host makes calls. */

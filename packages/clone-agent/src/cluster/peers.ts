@@ -38,7 +38,7 @@ interface Connection {
 }
 
 export class Peers {
-  readonly #file: ClusterFile;
+  #file: ClusterFile;
   readonly #addressOf: (host: string) => PeerAddress;
   readonly #connections = new Map<string, Promise<Connection>>();
   #nextId = 0;
@@ -47,6 +47,11 @@ export class Peers {
   constructor(file: ClusterFile, addressOf: (host: string) => PeerAddress) {
     this.#file = file;
     this.#addressOf = addressOf;
+  }
+
+  /** What new connections show; those that are there go on. */
+  useCertificate(file: ClusterFile): void {
+    this.#file = file;
   }
 
   /** @throws SnowforkError SF_HOST_UNREACHABLE, SF_ABORTED, and what the other host says. */

@@ -2,6 +2,7 @@
 // programs, and the commands that the host runs there. It decides nothing: requests go to the owner's
 // handlers. A guest that breaks the protocol loses its channel and harms nobody else.
 
+import { randomInt } from 'node:crypto';
 import net from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
@@ -29,6 +30,7 @@ import { FrameIntake } from './frame-intake.js';
 export const REQUESTS_PENDING_MAX = 256;
 /** Commands of one guest that may run at a time. */
 export const EXECS_MAX = 256;
+const EXEC_NUMBER_MAX = 2 ** 32;
 
 /** A program's request that waits for its answer; copied, unanswered, into every clone. */
 export interface PendingRequest {
@@ -50,11 +52,6 @@ export interface ChannelHandlers {
   lost(reason: string): void;
   /** After `lost`: it is so because the guest sent what no guest side sends. */
   broken?(reason: string): void;
-  /**
-   * A number for a command: one over all VMs and all agents, as a clone inherits running commands
-   * with their numbers and must not meet them again.
-   */
-  nextExec(): number;
 }
 
 export interface ResumeFacts {
@@ -213,7 +210,7 @@ export class GuestChannel {
     if (this.#execs.size >= EXECS_MAX) {
       throw new SnowforkError('SF_BAD_REQUEST', `${EXECS_MAX} commands run in this VM already`);
     }
-    const exec = new GuestExec(this.#handlers.nextExec(), (frame) => this.#send(frame));
+    const exec = new GuestExec(newExecNumber(), (frame) => this.#send(frame));
     const frame = encodeExec(exec.exec, request);
     this.#execs.set(exec.exec, exec);
     signal.addEventListener('abort', () => exec.signal(SIGKILL), { once: true });
@@ -459,6 +456,14 @@ export class GuestChannel {
       );
     }
   }
+}
+
+/**
+ * For a command, by chance: a clone inherits running commands with their numbers, whichever hosts its
+ * ancestors were on, and must not give them again.
+ */
+function newExecNumber(): number {
+  return randomInt(1, EXEC_NUMBER_MAX);
 }
 
 const SIGKILL = 9;

@@ -121,6 +121,11 @@ export class Hypervisor {
     return taken;
   }
 
+  /** A snapshot is gone, and its disks with it. */
+  dropSnapshot(id: string): void {
+    this.#pool.dropDisks(path.join(this.#options.state.mount, id));
+  }
+
   /** A QEMU that will boot an image's kernel when it is resumed. */
   async boot(
     snapshot: Snapshot,

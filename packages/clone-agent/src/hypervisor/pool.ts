@@ -73,6 +73,13 @@ export class WarmPool<P extends PooledProcess> implements AsyncDisposable {
     this.#wake();
   }
 
+  /** Disks are gone: what was started with them serves nobody. */
+  dropDisks(folder: string): void {
+    for (const { shape } of [...this.#shelves.values()]) {
+      if (shape.diskPath?.startsWith(`${folder}/`)) this.drop(shape);
+    }
+  }
+
   /** Keeps none of this shape any more, and ends those at hand. */
   drop(shape: MachineShape): void {
     const key = shapeKey(shape);

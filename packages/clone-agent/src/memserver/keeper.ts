@@ -27,7 +27,7 @@ export interface MemoryServerOptions {
   readonly address: string;
   /** 0: one that is free, and the same after a restart. */
   readonly port: number;
-  /** What the link takes; 10 Gbit/s when nobody says it. */
+  /** What the link takes; 10 Gbit/s when nobody knows it. */
   readonly linkBytesPerSecond?: number | undefined;
 }
 

@@ -10,12 +10,15 @@
 
 import { setTimeout as delay } from 'node:timers/promises';
 import { type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
+import type { AskableLayers } from './early-asks.js';
 import type { SharedObject } from './served-object.js';
 import { MAIN_THREAD, THREADS } from './thread-data.js';
 
 /** What the main thread tells the others. */
 export type Bulletin =
   | { readonly kind: 'object'; readonly object: SharedObject }
+  /** Of an object that was published: where its pages can be asked for. */
+  | { readonly kind: 'askable'; readonly nodeid: number; readonly layers: AskableLayers }
   | { readonly kind: 'drop'; readonly nodes: readonly number[] }
   /** For the store thread: push these pages, in ascending order, as clones will ask for them. */
   | { readonly kind: 'replay'; readonly nodeid: number; readonly pages: readonly number[] }

@@ -34,6 +34,8 @@ interface DeferredRead {
   readonly wanted: ReadArguments;
   /** Milliseconds since the epoch. */
   readonly startedAt: number;
+  /** A serving thread has asked the page's host for it. */
+  readonly isAsked: boolean;
 }
 
 export class DeferredReads {
@@ -76,9 +78,14 @@ export class DeferredReads {
 
   take(read: DeferredRead): void {
     const outcome = this.#server.read(read.header, read.wanted);
-    if (outcome === Outcome.answered) this.#answered(read.startedAt);
-    else if (outcome === Outcome.wouldWait) this.#startWaiting(read);
-    else this.#takeUnknown(read);
+    if (outcome === Outcome.answered) {
+      // The page came before the word that it was asked for.
+      if (read.isAsked)
+        this.#server.objects.get(read.header.nodeid)?.count(Counter.demandedPages, 1);
+      this.#answered(read.startedAt);
+    } else if (outcome === Outcome.wouldWait) {
+      if (!this.#fetchOne(read)) this.#startWaiting(read);
+    } else this.#takeUnknown(read);
   }
 
   /** A freeze has ended: answers what waited for it, if its content is there. */
@@ -136,6 +143,28 @@ export class DeferredReads {
       this.#poll = undefined;
       this.retryParked();
     }, PENDING_POLL_MS);
+  }
+
+  /** What a guest waits for is one page, nearly always; it is answered as soon as that has come. */
+  #fetchOne(read: DeferredRead): boolean {
+    const { header, wanted, isAsked } = read;
+    const { nodeid } = header;
+    if (wanted.sizeBytes !== PAGE_BYTES || wanted.offset % PAGE_BYTES !== 0) return false;
+    const page = wanted.offset / PAGE_BYTES;
+    const isWaitedFor = this.#remote.fetchOne(nodeid, page, isAsked, (error, bytes, offset) => {
+      const object = this.#server.objects.get(nodeid);
+      if (object === undefined) this.#replies.error(header, EIO);
+      else if (error !== undefined) {
+        this.#fail(object, error);
+        this.#replies.error(header, EIO);
+      } else if (bytes === undefined) this.#startWaiting(read);
+      else {
+        this.#server.answerPage(header, page, bytes.subarray(offset, offset! + PAGE_BYTES));
+        this.#answered(read.startedAt);
+      }
+    });
+    if (isWaitedFor) this.#server.objects.get(nodeid)?.count(Counter.demandedPages, 1);
+    return isWaitedFor;
   }
 
   #startWaiting(read: DeferredRead): void {

@@ -104,6 +104,11 @@ export class PagerKeeper {
     return faultsSchema.parse(await this.#pager.execute('faults', { snapshot })).pages;
   }
 
+  /** Clones on another host have waited for these. */
+  async touched(snapshot: string, pages: readonly number[]): Promise<void> {
+    await this.#pager.execute('touched', { snapshot, pages });
+  }
+
   /** The snapshot is gone; nothing waits for the pager to have heard it. */
   drop(snapshot: string): void {
     this.#pager.execute('drop', { snapshot }).catch((error: unknown) => {

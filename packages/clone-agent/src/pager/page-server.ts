@@ -74,6 +74,19 @@ export class PageServer {
     return outcome;
   }
 
+  /** With a page that has just come, and is in no layer here yet. */
+  answerPage(request: RequestHeader, page: number, bytes: Buffer): void {
+    this.#replies.result(request, bytes);
+    const object = this.objects.get(request.nodeid);
+    if (object === undefined) return;
+    object.count(Counter.reads, 1);
+    object.count(Counter.replicaPages, 1);
+    if (!object.isMemory) return;
+    object.clearUnderWay(page, 1);
+    object.recordFault(page);
+    this.#pushAround(object, page, 1);
+  }
+
   #answer(
     object: ServedObject,
     request: RequestHeader,

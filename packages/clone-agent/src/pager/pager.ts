@@ -6,6 +6,7 @@ import type { Command } from '@snowfork/memserver/control';
 import { z } from 'zod';
 import { DeferredReads } from './deferred-reads.js';
 import { Filesystem } from './filesystem.js';
+import { inSweeps } from './first-touches.js';
 import {
   decodeHeader,
   decodeRead,
@@ -19,20 +20,25 @@ import { ROOT_NODE } from './nodes.js';
 import { Registry } from './objects.js';
 import { Openers } from './openers.js';
 import { PageServer } from './page-server.js';
-import { RemotePages } from './remote-pages.js';
-import { Counter, FAULTS_MAX, ServedObject } from './served-object.js';
+import { RemotePages, wantedSchema } from './remote-pages.js';
+import { Counter, LIKELY_PAGES_MAX, ServedObject } from './served-object.js';
 import { FuseReplies } from './session.js';
 import { StoreRequests } from './stores.js';
 import { AnsweredRequests, mapTakenRequests } from './taken.js';
 import { MAIN_THREAD } from './thread-data.js';
 import { Threads } from './threads.js';
 
+/** What was touched first of a family is pushed into the page cache at once; more of it would not pay. */
+const REPLAYED_PAGES_MAX = 4096;
+
 const snapshotArgument = z.object({ snapshot: z.string() });
+const touches = z.array(z.number().int().nonnegative()).max(LIKELY_PAGES_MAX);
+const touchedArguments = snapshotArgument.extend({ pages: touches });
 /** `like`: snapshots whose clones touched first what clones of this one will touch first. */
 const readyArguments = snapshotArgument.extend({
   like: z.array(z.string()).max(16).default([]),
   /** Pages of the RAM that clones on other hosts touched first, in that order. */
-  first: z.array(z.number().int().nonnegative()).max(FAULTS_MAX).default([]),
+  first: touches.default([]),
 });
 
 export interface PagerEvents {
@@ -78,15 +84,20 @@ export class Pager {
     const server = this.#server;
     const push = (nodeid: number, firstPage: number, count: number) =>
       stores.offer(nodeid, firstPage, count, false);
-    this.#remote = new RemotePages({ runFolder: of.runFolder, push, complain });
+    this.#remote = new RemotePages({
+      runFolder: of.runFolder,
+      push,
+      askable: (nodeid, layers) => this.#threads.publishAskable(nodeid, layers),
+      complain,
+    });
     const remote = this.#remote;
     this.#registry = new Registry(of.runFolder, {
       complain,
       loaded: (object, layers) => {
         const served = new ServedObject(object, MAIN_THREAD);
         server.objects.set(object.nodeid, served);
-        remote.open(served, layers);
         this.#threads.publishObject(object);
+        remote.open(served, layers);
       },
     });
     const registry = this.#registry;
@@ -102,14 +113,22 @@ export class Pager {
       opened: (nodeid) => setImmediate(() => this.#loadEarly(nodeid)),
       forgotten: (nodeid) => server.objects.get(nodeid)?.forgetPushes(),
     });
-    for (const { request, slot } of left) this.#take(request, { startedAt: Date.now(), slot });
+    for (const { request, slot } of left) {
+      this.#take(request, { startedAt: Date.now(), slot, isAsked: false });
+    }
   }
 
   readonly commands: Readonly<Record<string, Command>> = {
     ping: () => ({ pid: process.pid }),
     ready: (args) => this.#ready(readyArguments.parse(args)),
+    touched: (args) => this.#touched(touchedArguments.parse(args)),
     faults: (args) => this.#faults(snapshotArgument.parse(args).snapshot),
     bringAll: (args) => this.#bringAll(snapshotArgument.parse(args).snapshot),
+    want: async (args) => {
+      // Nothing of it has been read here yet, as far as this process knows.
+      this.#registry.loadAll(snapshotArgument.parse(args).snapshot);
+      await this.#remote.want(wantedSchema.parse(args));
+    },
     drop: (args) => this.#drop(snapshotArgument.parse(args).snapshot),
     stats: () => this.#stats(),
   };
@@ -119,8 +138,11 @@ export class Pager {
     await this.#threads.quiet();
   }
 
-  #take(request: Buffer, of: { startedAt: number; slot: number | undefined }): void {
-    const { startedAt, slot } = of;
+  #take(
+    request: Buffer,
+    of: { startedAt: number; slot: number | undefined; isAsked: boolean },
+  ): void {
+    const { startedAt, slot, isAsked } = of;
     const header = newRequestHeader();
     try {
       decodeHeader(request, request.length, header);
@@ -131,7 +153,7 @@ export class Pager {
       }
       const wanted = { offset: 0, sizeBytes: 0 };
       decodeRead(request, request.length, wanted);
-      this.#deferred.take({ header, wanted, startedAt });
+      this.#deferred.take({ header, wanted, startedAt, isAsked });
     } catch (error) {
       this.#events.complain(`a request that can't be served: ${String(error)}`);
     }
@@ -161,7 +183,7 @@ export class Pager {
     const object = this.#server.objects.get(nodeid);
     if (object === undefined || !object.isMemory) return;
     object.inheritFaults(pages);
-    this.#remote.prefetch(nodeid, pages);
+    this.#remote.prefetch(nodeid, inSweeps(pages));
   }
 
   /** All pages of a snapshot are to be on this host, and to stay; says how many are not yet. */
@@ -170,12 +192,21 @@ export class Pager {
     return { missing: objects.reduce((sum, { nodeid }) => sum + this.#remote.bringAll(nodeid), 0) };
   }
 
-  /** What clones of a snapshot have waited for, in that order. */
+  /** What clones of a snapshot have touched, in that order, for those on other hosts. */
   #faults(snapshot: string): { pages: number[] } {
-    const ram = [...this.#server.objects.values()].find(
+    return { pages: this.#memoryOf(snapshot)?.likelyTouches() ?? [] };
+  }
+
+  /** So have clones on other hosts. */
+  #touched({ snapshot, pages }: z.infer<typeof touchedArguments>): void {
+    this.#registry.loadAll(snapshot);
+    this.#memoryOf(snapshot)?.mergeFaults(pages);
+  }
+
+  #memoryOf(snapshot: string): ServedObject | undefined {
+    return [...this.#server.objects.values()].find(
       ({ shared, isMemory }) => isMemory && shared.snapshot === snapshot,
     );
-    return { pages: ram === undefined ? [] : [...ram.recordedFaults()] };
   }
 
   /** What clones of earlier snapshots of the family waited for is pushed before these ask. */
@@ -189,10 +220,8 @@ export class Pager {
     const pages = [...new Set(older.flatMap((other) => [...other.recordedFaults()]))];
     if (pages.length === 0) return;
     object.inheritFaults(pages);
-    this.#threads.replay(
-      nodeid,
-      pages.sort((a, b) => a - b),
-    );
+    const pushed = pages.slice(-REPLAYED_PAGES_MAX).sort((a, b) => a - b);
+    this.#threads.replay(nodeid, pushed);
   }
 
   /** The snapshot goes: nothing of it stays open, and the kernel forgets its pages. */
@@ -225,6 +254,7 @@ export class Pager {
       aheadPages: object.total(Counter.aheadPages),
       replicaPages: object.total(Counter.replicaPages),
       demandedPages: object.total(Counter.demandedPages),
+      firstTouches: object.recordedCount,
       dependsOn: this.#remote.dependsOn(object.shared.nodeid),
     }));
     return {

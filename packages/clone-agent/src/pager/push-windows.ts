@@ -84,6 +84,19 @@ export class PushWindows {
     return this.count > 0;
   }
 
+  /** Pages that were pushed, in that order, block by block. */
+  *pushedPages(): Generator<number> {
+    const pushed: number[] = [];
+    for (let block = 0; block < this.#blocks; block += 1) {
+      if (this.#pushedAt[block] !== 0) pushed.push(block);
+    }
+    pushed.sort((a, b) => this.#pushedAt[a]! - this.#pushedAt[b]!);
+    for (const block of pushed) {
+      const end = Math.min((block + 1) * BLOCK_PAGES, this.#pageCount);
+      for (let page = block * BLOCK_PAGES; page < end; page += 1) yield page;
+    }
+  }
+
   /** The kernel forgot the file, and so all that was pushed. */
   forget(): void {
     this.#pushedAt.fill(0);

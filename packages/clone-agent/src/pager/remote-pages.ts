@@ -5,15 +5,18 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import {
+  CHANNEL,
   type LostReason,
   type OriginClient,
   type OriginSink,
+  PAGE_BYTES,
   PageNetwork,
   type Reason,
-  type ReceiverCounts,
+  WAITING_PAGES_MAX,
 } from '@snowfork/memserver';
 import { z } from 'zod';
 import type { Origin } from '../store/origins.js';
+import type { AskableLayers } from './early-asks.js';
 import { type Replica, Replicas } from './replicas.js';
 import type { ServedObject } from './served-object.js';
 
@@ -27,29 +30,51 @@ export const networkSchema = z.object({
   /** Of pages of other hosts that are kept here. */
   replicaBytesMax: z.number().positive(),
 });
-const PAGE_BYTES_LOG2 = 12;
 /** Demands that the receiver would not take yet are tried again. */
 const DEMAND_AGAIN_MS = 1;
 /** Pages asked for at a time when all are brought here. */
 const BRING_PAGES = 4096;
+
+const NOBODY: readonly PageListener[] = [];
+
+const wantedRuns = z
+  .array(z.tuple([z.int().nonnegative(), z.int().min(1).max(WAITING_PAGES_MAX)]))
+  .max(WAITING_PAGES_MAX);
+/** What a neighbour of this host wants: pages of a layer by the memory server's number, in runs. */
+export const wantedSchema = z.object({
+  key: z.string(),
+  layer: z.int().nonnegative(),
+  demand: wantedRuns,
+  prefetch: wantedRuns,
+});
+type WantedPages = z.infer<typeof wantedSchema>;
 
 /** A page of another host did not come. */
 export class LostPageError extends Error {
   override readonly name = 'LostPageError';
 }
 
+/**
+ * Called once: with the error, or when the page is here. Where its bytes have only just come they are
+ * at `offset` until this returns.
+ */
+export type PageListener = (
+  error: LostPageError | undefined,
+  bytes?: Buffer,
+  offset?: number,
+) => void;
+
 interface Wait {
   readonly replica: Replica;
-  readonly promise: Promise<void>;
-  resolve(): void;
-  reject(error: Error): void;
+  readonly listeners: PageListener[];
 }
 
 /** A snapshot's layers at one memory server. */
 interface Source {
   readonly origin: Origin;
   readonly client: Promise<OriginClient>;
-  counts: ReceiverCounts | undefined;
+  /** The same, when it is. */
+  connected: OriginClient | undefined;
 }
 
 interface RemoteObject {
@@ -69,6 +94,7 @@ export class RemotePages {
   readonly replicas: Replicas;
   readonly #runFolder: string;
   readonly #push: (nodeid: number, firstPage: number, count: number) => void;
+  readonly #askable: (nodeid: number, layers: AskableLayers) => void;
   readonly #complain: (message: string) => void;
   readonly #objects = new Map<number, RemoteObject>();
   /** By node: replicas that nobody else need have. */
@@ -84,12 +110,15 @@ export class RemotePages {
     runFolder: string;
     /** Pages of a memory object have come that nobody waits for. */
     push(nodeid: number, firstPage: number, count: number): void;
+    /** Pages of an open object can be asked for by other threads, too; until it is closed. */
+    askable(nodeid: number, layers: AskableLayers): void;
     complain(message: string): void;
   }) {
     this.#runFolder = of.runFolder;
     this.#push = of.push;
+    this.#askable = of.askable;
     this.#complain = of.complain;
-    const pagesMax = () => this.#readSettings().replicaBytesMax >>> PAGE_BYTES_LOG2;
+    const pagesMax = () => Math.floor(this.#readSettings().replicaBytesMax / PAGE_BYTES);
     this.replicas = new Replicas(of.runFolder, pagesMax);
   }
 
@@ -114,7 +143,9 @@ export class RemotePages {
       }
       return { replica, source: this.#source(origin), number: origin.layers.indexOf(id) };
     });
-    this.#objects.set(served.shared.nodeid, { served, layers: [undefined, ...remote] });
+    const object = { served, layers: [undefined, ...remote] };
+    this.#objects.set(served.shared.nodeid, object);
+    this.#announce(object);
   }
 
   /** Nobody waits for pages of these objects any more: what they wait for is given up. */
@@ -124,10 +155,10 @@ export class RemotePages {
       if (nodeids.includes(nodeid)) continue;
       for (const layer of layers) if (layer !== undefined) wanted.add(layer.replica);
     }
-    for (const [key, { replica, reject }] of this.#waits) {
+    for (const [key, { replica, listeners }] of this.#waits) {
       if (wanted.has(replica)) continue;
       this.#waits.delete(key);
-      reject(new LostPageError('nobody needs it any more'));
+      tell(listeners, new LostPageError('nobody needs it any more'));
     }
   }
 
@@ -138,6 +169,8 @@ export class RemotePages {
     this.#objects.delete(nodeid);
     for (const layer of object.layers)
       if (layer !== undefined) this.replicas.release(layer.replica);
+    for (const replica of this.#kept.get(nodeid) ?? []) this.replicas.release(replica);
+    this.#kept.delete(nodeid);
     this.#closeUnused();
   }
 
@@ -152,6 +185,19 @@ export class RemotePages {
       waits.push(this.#demand(layer, page));
     }
     await Promise.all(waits);
+  }
+
+  /**
+   * The same for one page, without a promise: its clone stands still meanwhile. `isAsked`: another
+   * thread has asked for it just now.
+   * @returns false when it is not on another host
+   */
+  fetchOne(nodeid: number, page: number, isAsked: boolean, listener: PageListener): boolean {
+    const object = this.#objects.get(nodeid);
+    const layer = object === undefined ? undefined : absentLayer(object, page);
+    if (layer === undefined) return false;
+    this.#listen(layer, page, isAsked, listener);
+    return true;
   }
 
   /** Asks for pages that nobody waits for, in this order; those that are here already are left out. */
@@ -186,11 +232,32 @@ export class RemotePages {
     );
   }
 
+  /** What a neighbour of this host asks for of a replica; it looks for it when it has come. */
+  async want({ key, layer, demand, prefetch }: WantedPages): Promise<void> {
+    const source = this.#sources.get(key);
+    const replica = this.replicas.find(source?.origin.layers[layer] ?? '');
+    if (source === undefined || replica === undefined) return;
+    const client = await source.client;
+    for (const [first, count] of demand) {
+      for (let page = first; page < first + count; page += 1) {
+        if (!replica.held.has(page)) client.demand(layer, page);
+      }
+    }
+    // Each goes before those that are there.
+    for (const [first, count] of prefetch.toReversed()) {
+      client.prefetch(layer, first, count, { isFirst: true });
+    }
+  }
+
   /** Of each memory server: what came of it, and how. */
   stats(): object[] {
-    return [...this.#sources.values()].flatMap(({ origin, counts }) => {
-      const { host, snapshot } = origin;
-      return counts === undefined ? [] : [{ host, snapshot, ...counts }];
+    return [...this.#sources.values()].flatMap(({ origin, connected }) => {
+      const { host, snapshot, neighbour } = origin;
+      if (connected === undefined) return [];
+      const { counts } = connected;
+      const by = connected.asksNeighbour ? { neighbour: neighbour?.host } : {};
+      const delivery = connected.delivery === CHANNEL.group ? 'group' : 'unicast';
+      return [{ host, snapshot, ...by, ...counts, now: { ...counts.now, delivery } }];
     });
   }
 
@@ -228,30 +295,48 @@ export class RemotePages {
   }
 
   #demand(layer: RemoteLayer, page: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#listen(layer, page, false, (error) =>
+        error === undefined ? resolve() : reject(error),
+      );
+    });
+  }
+
+  #listen(layer: RemoteLayer, page: number, isAsked: boolean, listener: PageListener): void {
     const key = `${layer.replica.id} ${page}`;
     const known = this.#waits.get(key);
-    if (known !== undefined) return known.promise;
-    const wait = newWait(layer.replica);
+    if (known !== undefined) {
+      known.listeners.push(listener);
+      return;
+    }
+    const wait: Wait = { replica: layer.replica, listeners: [listener] };
     this.#waits.set(key, wait);
     const ask = (client: OriginClient) => {
       if (this.#waits.get(key) !== wait) return;
       if (!client.demand(layer.number, page)) setTimeout(ask, DEMAND_AGAIN_MS, client);
     };
-    layer.source.client.then(ask, (error: unknown) => {
+    const { connected, client } = layer.source;
+    if (connected !== undefined) {
+      if (!isAsked || !connected.demand(layer.number, page, true)) ask(connected);
+      return;
+    }
+    client.then(ask, (error: unknown) => {
       this.#waits.delete(key);
-      wait.reject(new LostPageError(`the network can't be used: ${String(error)}`));
+      tell(wait.listeners, new LostPageError(`the network can't be used: ${String(error)}`));
     });
-    return wait.promise;
   }
 
   #source(origin: Origin): Source {
     let source = this.#sources.get(origin.key);
     if (source === undefined) {
-      source = { origin, client: this.#connect(origin), counts: undefined };
+      source = { origin, client: this.#connect(origin), connected: undefined };
       const made = source;
       made.client.then(
-        ({ counts }) => {
-          made.counts = counts;
+        (client) => {
+          made.connected = client;
+          for (const object of this.#objects.values()) {
+            if (object.layers.some((layer) => layer?.source === made)) this.#announce(object);
+          }
         },
         (error: unknown) => this.#complain(`${origin.host} can't be asked: ${String(error)}`),
       );
@@ -260,13 +345,25 @@ export class RemotePages {
     return source;
   }
 
+  /** Tells other threads where its pages can be asked for, as far as that is known. */
+  #announce({ served, layers }: RemoteObject): void {
+    const askable = layers.map((layer) => {
+      const terms = layer?.source.connected?.asking;
+      return layer === undefined || terms === undefined
+        ? undefined
+        : { number: layer.number, terms };
+    });
+    const isAny = askable.some((layer) => layer !== undefined);
+    if (isAny) this.#askable(served.shared.nodeid, askable);
+  }
+
   async #connect(origin: Origin): Promise<OriginClient> {
-    const { address, port, group } = origin;
+    const { address, port, group, neighbour } = origin;
     const { originTimeoutMs } = this.#readSettings();
     const key = Buffer.from(origin.key, 'base64');
     const network = await this.#openNetwork();
     return await network.connect(
-      { address, port, key, group },
+      { address, port, key, group, neighbour },
       { sink: this.#sinkOf(origin), lostAfterMs: originTimeoutMs },
     );
   }
@@ -291,10 +388,13 @@ export class RemotePages {
       onPage: (layer, page, bytes, offset, reason) => {
         const replica = replicaOf(layer);
         if (replica === undefined || replica.held.has(page)) return;
+        // A clone that waits for it comes first.
+        const listeners = this.#take(replica, page);
+        for (const listener of listeners) listener(undefined, bytes, offset);
         try {
           replica.put(page, bytes, offset);
         } catch (error) {
-          this.#settle(replica, page, new LostPageError(`it can't be kept: ${String(error)}`));
+          this.#complain(`a page of ${origin.snapshot} can't be kept: ${String(error)}`);
           return;
         }
         this.replicas.note(replica, page);
@@ -304,12 +404,13 @@ export class RemotePages {
         const replica = replicaOf(layer);
         if (replica === undefined) return;
         replica.putZero(page);
+        tell(this.#take(replica, page));
         this.#came(replica, page, reason);
       },
       onLost: (layer, page, lost) => {
         const replica = replicaOf(layer);
         if (replica === undefined) return;
-        this.#settle(replica, page, new LostPageError(lostWords(origin, lost)));
+        tell(this.#take(replica, page), new LostPageError(lostWords(origin, lost)));
       },
       // What nobody here wants is as good as here.
       isHeld: (layer, page) => replicaOf(layer)?.held.has(page) ?? true,
@@ -317,19 +418,18 @@ export class RemotePages {
   }
 
   #came(replica: Replica, page: number, reason: Reason): void {
-    this.#settle(replica, page);
     if (reason === 'demand') return;
     if (this.#arrived.length === 0) setImmediate(() => this.#pushArrived());
     this.#arrived.push({ replica, page });
   }
 
-  #settle(replica: Replica, page: number, error?: Error): void {
+  /** Who waits for the page, from now on nobody. */
+  #take(replica: Replica, page: number): readonly PageListener[] {
     const key = `${replica.id} ${page}`;
     const wait = this.#waits.get(key);
-    if (wait === undefined) return;
+    if (wait === undefined) return NOBODY;
     this.#waits.delete(key);
-    if (error === undefined) wait.resolve();
-    else wait.reject(error);
+    return wait.listeners;
   }
 
   /** Into the kernel's page cache with them, run by run, for every object that shows them. */
@@ -374,14 +474,8 @@ function absentLayer({ served, layers }: RemoteObject, page: number): RemoteLaye
   return layer === undefined || layer.replica.held.has(page) ? undefined : layer;
 }
 
-function newWait(replica: Replica): Wait {
-  let resolve!: () => void;
-  let reject!: (error: Error) => void;
-  const promise = new Promise<void>((onResolve, onReject) => {
-    resolve = onResolve;
-    reject = onReject;
-  });
-  return { replica, promise, resolve, reject };
+function tell(listeners: readonly PageListener[], error?: LostPageError): void {
+  for (const listener of listeners) listener(error);
 }
 
 function lostWords({ host, snapshot }: Origin, lost: LostReason): string {

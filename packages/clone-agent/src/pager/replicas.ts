@@ -83,6 +83,10 @@ export class Replicas {
     if (replica === undefined) {
       replica = new Replica(id, path.join(this.#folder, id), held);
       this.#open.set(id, replica);
+      // What a pager before this one kept counts as well; its order is not known any more.
+      for (let page = 0; page < held.pageCount; page += 1) {
+        if (held.has(page)) this.#order.push({ replica, page });
+      }
     }
     replica.users += 1;
     return replica;

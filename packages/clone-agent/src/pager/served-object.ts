@@ -53,11 +53,13 @@ const LAYER_PATIENCE = 4;
 /**
  * Faults that are recorded of an object. A clone's first ones are nearly the same each time (Ustiugov
  * et al., REAP, ASPLOS 2021: 97 % of them), so they are pushed to the next snapshot of the family
- * before its clones ask. More than this is no longer what clones touch first.
+ * before its clones ask. 256 MiB: a server that goes through all its data has no fewer.
  */
-export const FAULTS_MAX = 4096;
+export const FAULTS_MAX = 65_536;
 /** Of these, so many may come from older snapshots: there is always room for new ones. */
-const FAULTS_INHERITED_MAX = 3072;
+const FAULTS_INHERITED_MAX = 49_152;
+/** Pages that other hosts are told of: 512 MiB. */
+export const LIKELY_PAGES_MAX = 131_072;
 
 export function newSharedObject(
   of: Pick<SharedObject, 'nodeid' | 'snapshot' | 'name' | 'sizeBytes' | 'layers'> & {
@@ -143,13 +145,39 @@ export class ServedObject {
 
   /** Pages in the order in which they were first waited for, older snapshots' first. */
   recordedFaults(): Int32Array {
-    const length = Math.min(Atomics.load(this.#faults, 0), FAULTS_MAX);
-    return this.#faults.slice(1, 1 + length);
+    return this.#faults.slice(1, 1 + this.recordedCount);
+  }
+
+  get recordedCount(): number {
+    return Math.min(Atomics.load(this.#faults, 0), FAULTS_MAX);
+  }
+
+  /**
+   * What clones elsewhere are likely to touch, in that order: what was waited for here, and then what
+   * was pushed beside it, which nobody had to ask for.
+   */
+  likelyTouches(): number[] {
+    const pages = new Set(this.recordedFaults());
+    for (const page of this.layerWindows.pushedPages()) {
+      if (pages.size >= LIKELY_PAGES_MAX) break;
+      if (!this.paged.isZero(page, 1)) pages.add(page);
+    }
+    return [...pages];
   }
 
   /** Begins the record with what clones of older snapshots touched; the oldest is left out first. */
   inheritFaults(pages: readonly number[]): void {
     for (const page of pages.slice(-FAULTS_INHERITED_MAX)) this.recordFault(page);
+  }
+
+  /** Adds what clones on other hosts waited for, and none of this one had. */
+  mergeFaults(pages: readonly number[]): void {
+    const known = new Set(this.recordedFaults());
+    for (const page of pages) {
+      if (page >= this.paged.pageCount || known.has(page)) continue;
+      known.add(page);
+      this.recordFault(page);
+    }
   }
 
   markUnderWay(firstPage: number, count: number): void {

@@ -4,6 +4,7 @@
 
 import { parentPort, workerData } from 'node:worker_threads';
 import { Mailbox } from './board.js';
+import { EarlyAsks } from './early-asks.js';
 import { decodeHeader, decodeRead, FuseWireError, newRequestHeader, Opcode } from './fuse-wire.js';
 import { LatencyHistogram } from './histogram.js';
 import { Outcome, PageServer } from './page-server.js';
@@ -22,6 +23,7 @@ const server = new PageServer({
   stores: new StoreRequests(data.stores, data.thread),
   complain: (message) => say({ kind: 'complaint', message }),
 });
+const earlyAsks = new EarlyAsks();
 const histogram = new LatencyHistogram(data.histogram, data.thread);
 const mailbox = new Mailbox({
   memory: data.board,
@@ -31,8 +33,13 @@ const mailbox = new Mailbox({
     if (bulletin.kind === 'object') {
       const { nodeid } = bulletin.object;
       server.objects.set(nodeid, new ServedObject(bulletin.object, data.thread));
+    } else if (bulletin.kind === 'askable') {
+      earlyAsks.know(bulletin.nodeid, bulletin.layers);
     } else if (bulletin.kind === 'drop') {
-      for (const node of bulletin.nodes) server.objects.delete(node);
+      for (const node of bulletin.nodes) {
+        server.objects.delete(node);
+        earlyAsks.forget(node);
+      }
     }
   },
 });
@@ -42,20 +49,26 @@ const wanted = { offset: 0, sizeBytes: 0 };
 
 function serve(request: Buffer, lengthBytes: number): void {
   const startedMs = performance.now();
+  let isAsked = false;
   mailbox.enter();
   try {
     decodeHeader(request, lengthBytes, header);
     if (header.opcode === Opcode.interrupt) return;
     if (header.opcode === Opcode.read) {
       decodeRead(request, lengthBytes, wanted);
-      if (server.read(header, wanted) === Outcome.answered) {
+      const outcome = server.read(header, wanted);
+      if (outcome === Outcome.answered) {
         histogram.count(performance.now() - startedMs);
         return;
+      }
+      if (outcome === Outcome.wouldWait) {
+        isAsked = earlyAsks.ask(server.objects.get(header.nodeid)!, wanted);
       }
     }
     const slot = taken.keep(header.opcode, lengthBytes);
     const copy = new Uint8Array(request.subarray(0, lengthBytes));
-    say({ kind: 'request', request: copy, startedAt: performance.timeOrigin + startedMs, slot });
+    const startedAt = performance.timeOrigin + startedMs;
+    say({ kind: 'request', request: copy, startedAt, slot, isAsked });
   } catch (error) {
     if (!(error instanceof FuseWireError)) throw error;
     say({ kind: 'complaint', message: `a request that is none: ${error.message}` });

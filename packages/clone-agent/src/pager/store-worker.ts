@@ -37,7 +37,7 @@ const mailbox = new Mailbox({
       for (const node of bulletin.nodes) objects.delete(node);
     } else if (bulletin.kind === 'replay') {
       toReplay.push(bulletin);
-    } else {
+    } else if (bulletin.kind === 'tell') {
       toTell.push(bulletin);
     }
   },

@@ -28,6 +28,8 @@ export type ThreadWord =
       readonly startedAt: number;
       /** Where it is kept until it is answered (`taken.ts`). */
       readonly slot: number | undefined;
+      /** It is a READ of a page of another host, which was asked for (`early-asks.ts`). */
+      readonly isAsked: boolean;
     }
   /** The mount has gone. */
   | { readonly kind: 'gone' }

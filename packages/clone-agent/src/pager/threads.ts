@@ -3,6 +3,7 @@
 
 import { MessageChannel, Worker } from 'node:worker_threads';
 import { Board, newBoardMemory } from './board.js';
+import type { AskableLayers } from './early-asks.js';
 import { latencyBuckets, newHistogramMemory } from './histogram.js';
 import type { SharedObject } from './served-object.js';
 import { droppedStores, newStoreQueueMemory, StoreRequests } from './stores.js';
@@ -55,6 +56,10 @@ export class Threads {
 
   publishObject(object: SharedObject): void {
     this.#board.publish({ kind: 'object', object });
+  }
+
+  publishAskable(nodeid: number, layers: AskableLayers): void {
+    this.#board.publish({ kind: 'askable', nodeid, layers });
   }
 
   /** Has the store thread push pages before they are asked for; nobody waits for that. */

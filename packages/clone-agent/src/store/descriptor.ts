@@ -11,8 +11,11 @@ import { familySchema, guestStateSchema } from './snapshot-file.js';
 /** 1 TiB of RAM; a map is highly compressible, so the deflated size says nothing. */
 const MAP_BYTES_MAX = 2 ** 29 + 64;
 const OBJECTS_MAX = 14;
-/** As the pager records. */
-const FAULTS_MAX = 4096;
+/** As the pager tells them. */
+const FAULTS_MAX = 131_072;
+
+/** Pages in the order in which clones touched them. */
+export const touchesSchema = z.array(z.number().int().nonnegative()).max(FAULTS_MAX);
 
 const bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array);
 
@@ -36,12 +39,14 @@ export const descriptorSchema = z.strictObject({
         /** A page map (`docs/internals/formats.md`), deflated. */
         map: bytes,
         layers: z.array(idSchema).max(LAYERS_OF_ORIGIN_MAX),
+        /** Of a disk: the snapshot that has it, unchanged since, for all that came of it. */
+        owner: idSchema.exactOptional(),
       }),
     )
     .max(OBJECTS_MAX),
   origins: z.array(originSchema),
-  /** Pages in the order in which earlier clones waited for them. */
-  faults: z.array(z.number().int().nonnegative()).max(FAULTS_MAX),
+  /** What earlier clones touched. */
+  faults: touchesSchema,
 });
 export type Descriptor = z.infer<typeof descriptorSchema>;
 

@@ -105,7 +105,7 @@ export function hostOf(id: string): string | undefined {
   return /^[a-z]+\d+-(.+)$/.exec(id)?.[1];
 }
 
-const numbersSchema = z.object({ vm: z.int(), ticket: z.int(), fork: z.int(), exec: z.int() });
+const numbersSchema = z.object({ vm: z.int(), ticket: z.int(), fork: z.int() });
 type Numbers = z.infer<typeof numbersSchema>;
 
 const NUMBERS_FILE = 'numbers.json';
@@ -114,7 +114,7 @@ const SCHEMAS = { vm: vmRecordSchema, ticket: ticketRecordSchema } as const;
 export class Journal {
   readonly #folder: string;
   readonly #complain: (error: unknown) => void;
-  #numbers: Numbers = { vm: 0, ticket: 0, fork: 0, exec: 0 };
+  #numbers: Numbers = { vm: 0, ticket: 0, fork: 0 };
 
   /** This host's name in its cluster, when it is in one: part of the ids that it gives. */
   hostName: () => string | undefined = () => undefined;

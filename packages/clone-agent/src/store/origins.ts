@@ -23,6 +23,8 @@ export const originSchema = z.object({
   group: z.object({ address, port }),
   /** The memory server's number of a layer is its place here. */
   layers: z.array(idSchema).max(LAYERS_OF_ORIGIN_MAX),
+  /** The memory server of a host that fetches it too: asked where multicast does not reach. */
+  neighbour: z.object({ host: z.string().max(64), address, port }).exactOptional(),
 });
 export type Origin = z.infer<typeof originSchema>;
 

@@ -71,6 +71,10 @@ export interface SnapshotStoreEvents {
   changed(snapshot: string): void;
 }
 
+/** At the end of the ids of snapshots that are disks and nothing else. */
+const DISKS = '.disks';
+const LATELY = 'lately';
+const DISKS_KEPT_MS = 120_000;
 /** Layers of many hosts meet. */
 const LAYER_ID_BYTES = 8;
 /** Several times what is known of: 0.4 MB. */
@@ -90,6 +94,8 @@ export class SnapshotStore {
   readonly #events: SnapshotStoreEvents;
   readonly #hostName: () => string | undefined;
   readonly #snapshots = new Map<string, Snapshot>();
+  /** By id of disks that were taken in: when nobody needs them for long, they go. */
+  readonly #lately = new Map<string, NodeJS.Timeout>();
   #nextSnapshot = 1;
 
   /** `hostName`: in the cluster, when the host is in one. */
@@ -274,18 +280,19 @@ export class SnapshotStore {
     if (known !== undefined) return known;
     const { id, image, vm, family, parent, createdAt, machine, pages, guest } = descriptor;
     this.#assertRoomBesidePages(machine);
-    const maps = descriptor.objects.map(({ map }) => unpackMap(map));
-    for (const { layers, sizeBytes } of descriptor.objects) {
-      for (const layer of layers) this.#makeReplica(layer, sizeBytes);
+    const objects: SnapshotFile['objects'] = [];
+    for (const { name, sizeBytes, owner } of descriptor.objects) {
+      if (owner === undefined) continue;
+      const disks = await this.#takeInDisks(owner, descriptor);
+      objects.push({ name, sizeBytes, from: `${disks.file.id}/${name}` });
     }
-    const missing = (origin: Origin) => origin.layers.some((layer) => this.isReplica(layer));
-    const number = this.#nextSnapshot++;
-    const objects = descriptor.objects.map(({ name, sizeBytes, layers }) => {
-      return { name, sizeBytes, map: `${name}.map`, layers };
-    });
+    // Somebody else has taken it in meanwhile.
+    const taken = this.find(id);
+    if (taken !== undefined) return taken;
+    const own = descriptor.objects.filter(({ owner }) => owner === undefined);
     const file: SnapshotFile = {
       version: 1,
-      number,
+      number: this.#nextSnapshot++,
       id,
       ...(image === undefined ? {} : { image }),
       ...(vm === undefined ? {} : { vm }),
@@ -297,20 +304,76 @@ export class SnapshotStore {
       pages,
       layerBytes: 0,
       deviceStateBytes: descriptor.deviceState.length,
-      objects,
+      objects: [
+        ...own.map(({ map: _, ...object }) => ({ ...object, map: mapName(object) })),
+        ...objects,
+      ],
       guest,
-      origins: descriptor.origins.filter(missing),
     };
-    const snapshot = newSnapshot(file, this.#makeFolder(id, false), false);
+    const snapshot = this.#makeTaken(file, descriptor, own);
     fs.writeFileSync(this.deviceState(snapshot), descriptor.deviceState, { mode: 0o600 });
-    for (const [index, { map }] of objects.entries()) {
-      fs.writeFileSync(path.join(snapshot.folder, map), encodePageMap(maps[index]!));
-    }
-    writeSnapshotFile(snapshot);
-    this.#snapshots.set(id, snapshot);
     await this.#events.ready(id, { first: descriptor.faults });
     this.#events.changed(id);
     return snapshot;
+  }
+
+  /**
+   * Disks of another host's snapshot, for whatever has them unchanged: one path for all of it, so that
+   * a QEMU that was started for one fits the next.
+   */
+  async #takeInDisks(owner: string, descriptor: Descriptor): Promise<Snapshot> {
+    const id = owner.endsWith(DISKS) ? owner : `${owner}${DISKS}`;
+    const known = this.find(id);
+    if (known !== undefined) {
+      this.#keepLately(known);
+      return known;
+    }
+    const { createdAt, machine } = descriptor;
+    const objects = descriptor.objects.filter((object) => object.owner === owner);
+    const file: SnapshotFile = {
+      ...{ version: 1, number: this.#nextSnapshot++, id, createdAt, kept: false, machine },
+      ...{ pages: NO_PAGES, layerBytes: 0, deviceStateBytes: 0, guest: { pending: [] } },
+      objects: objects.map(({ map: _, owner: __, ...object }) => ({
+        ...object,
+        map: mapName(object),
+      })),
+    };
+    const disks = this.#makeTaken(file, descriptor, objects);
+    this.#keepLately(disks);
+    await this.#events.ready(id, {});
+    return disks;
+  }
+
+  #makeTaken(file: SnapshotFile, descriptor: Descriptor, own: Descriptor['objects']): Snapshot {
+    const maps = own.map(({ map }) => unpackMap(map));
+    for (const { layers, sizeBytes } of own) {
+      for (const layer of layers) this.#makeReplica(layer, sizeBytes);
+    }
+    const missing = new Set(own.flatMap(({ layers }) => layers.filter((id) => this.isReplica(id))));
+    // Each layer from one, the first that gives it.
+    const gives = ({ layers }: Origin) => layers.filter((id) => missing.delete(id)).length > 0;
+    const origins = descriptor.origins.filter(gives);
+    const folder = this.#makeFolder(file.id, false);
+    const snapshot = newSnapshot({ ...file, origins }, folder, false);
+    for (const [index, object] of own.entries()) {
+      fs.writeFileSync(path.join(folder, mapName(object)), encodePageMap(maps[index]!));
+    }
+    writeSnapshotFile(snapshot);
+    this.#snapshots.set(file.id, snapshot);
+    return snapshot;
+  }
+
+  /** Of disks: the next snapshot that has them is likely to come soon. */
+  #keepLately(disks: Snapshot): void {
+    disks.holders.add(LATELY);
+    const { id } = disks.file;
+    clearTimeout(this.#lately.get(id));
+    const timer = setTimeout(() => {
+      this.#lately.delete(id);
+      disks.holders.delete(LATELY);
+      this.collect(disks);
+    }, DISKS_KEPT_MS);
+    this.#lately.set(id, timer.unref());
   }
 
   /** With what the snapshot is served to other hosts, the same for as long as it lives. */
@@ -337,6 +400,12 @@ export class SnapshotStore {
     snapshot.file = { ...snapshot.file, lentTo: lentTo.filter((other) => other !== host) };
     writeSnapshotFile(snapshot);
     this.collect(snapshot);
+  }
+
+  /** The snapshot, and those that objects of it are unchanged since. */
+  ownersOf(snapshot: Snapshot): Snapshot[] {
+    const owners = snapshot.file.objects.map((object) => this.ownerOf(snapshot, object));
+    return [...new Set([snapshot, ...owners])];
   }
 
   /** The snapshot that an object of it is unchanged since, or itself. */
@@ -392,7 +461,9 @@ export class SnapshotStore {
   }
 
   list(): SnapshotInfo[] {
-    const complete = [...this.#snapshots.values()].filter(({ file }) => file.pending === undefined);
+    const complete = [...this.#snapshots.values()].filter(
+      ({ file }) => file.pending === undefined && !file.id.endsWith(DISKS),
+    );
     return complete.map((snapshot) => this.info(snapshot));
   }
 
@@ -576,6 +647,10 @@ export function goneSnapshot(id: string, machine: Machine): Snapshot {
     guest: { pending: [] },
   };
   return newSnapshot(file, '', false);
+}
+
+function mapName({ name }: { readonly name: string }): string {
+  return `${name}.map`;
 }
 
 function readSnapshotFile(folder: string): SnapshotFile {

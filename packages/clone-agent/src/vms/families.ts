@@ -62,6 +62,13 @@ export interface FamiliesContext {
 export interface Others extends Peering {
   /** Room on this host and on others, for the clones of one ticket. */
   readonly place: Place;
+  /** How many of `asked` VMs a family may have more, of at most `max` on all hosts together. */
+  takeOfFamily(of: {
+    readonly family: string;
+    readonly counted: number;
+    readonly asked: number;
+    readonly max: number;
+  }): Promise<number>;
 }
 
 export interface Adoption {
@@ -275,7 +282,7 @@ export class Families {
     const { id, family, machine } = vm;
     // What is granted must count before a family asks for more.
     return await this.#inFamilyTurn(family, async () => {
-      const granted = byGuest ? this.limits.grant(vm, clones) : { clones };
+      const granted = byGuest ? await this.#grant(vm, clones) : { clones };
       // The freeze may store as much as the VM has of its own.
       const extraBytes = machine.memoryBytes;
       const wanted = { clones, machine, extraBytes, placing, granted };
@@ -283,6 +290,48 @@ export class Families {
       this.limits.forgetTickets(family);
       return ticket;
     });
+  }
+
+  /** @throws SnowforkError SF_LIMIT, SF_CLUSTER_UNAVAILABLE. */
+  async #grant(vm: Vm, asked: number): Promise<{ clones: number; reason?: string }> {
+    const here = this.limits.grant(vm, asked);
+    const { others, settings } = this.#context;
+    if (others === undefined) return here;
+    const { family } = vm;
+    const counted = this.#counted(family);
+    const of = { family, counted, asked: here.clones, max: settings.familyVmsMax };
+    const clones = await others.takeOfFamily(of);
+    return clones === here.clones ? here : this.limits.granted(vm, { asked, clones });
+  }
+
+  /**
+   * By family, VMs of this host's tickets wherever they run, and such as nobody else counts. Families
+   * that ask for more at the moment are left out: what they get is counted already.
+   */
+  countedHere(): Map<string, number> {
+    const counts = new Map<string, number>();
+    for (const { family } of this.running()) {
+      if (!this.#turns.has(family)) counts.set(family, this.#counted(family));
+    }
+    for (const { family, home, done } of this.tickets.all()) {
+      if (family === undefined || home !== undefined || done || this.#turns.has(family)) continue;
+      counts.set(family, this.#counted(family));
+    }
+    return counts;
+  }
+
+  #counted(family: string): number {
+    let counted = 0;
+    const isMember = (host: string) => this.#context.others?.isMember(host) === true;
+    for (const ticket of this.tickets.all()) {
+      if (ticket.family !== family) continue;
+      // Of a ticket of another host, that one counts them, as long as it is there.
+      if (ticket.home !== undefined && isMember(ticket.home)) continue;
+      counted += ticket.slots.filter(({ status }) => status === 'running').length;
+    }
+    // One that was launched.
+    for (const vm of this.running()) if (vm.family === family && vm.cloneId === 0) counted++;
+    return counted;
   }
 
   #inFamilyTurn<T>(family: string, work: () => Promise<T>): Promise<T> {
@@ -335,7 +384,9 @@ export class Families {
   /** All pages that a VM may still want of other hosts are brought here. @throws SnowforkError */
   async detach(vm: Vm, signal: AbortSignal): Promise<{ pages: number }> {
     vm.assertAlive();
-    return (await this.remote?.detach(new Set([vm.base, vm.newest]), signal)) ?? { pages: 0 };
+    const { store } = this.#context;
+    const snapshots = new Set([vm.base, vm.newest].flatMap((of) => store.ownersOf(of)));
+    return (await this.remote?.detach(snapshots, signal)) ?? { pages: 0 };
   }
 
   /** So that the next agent finds it as it is. */
@@ -430,6 +481,7 @@ export class Families {
       caller,
       parentAnswer,
       signal,
+      leaveOutFreePages: this.#context.settings.leaveOutFreePages,
       availableBytes: () =>
         this.room.measure().availableBytes - this.#context.settings.reservedBytes,
     });
@@ -614,7 +666,6 @@ export class Families {
       request: (request, params) => this.#guestAsks(vm, request, params),
       closed: (stream) => this.#programEnded(vm, stream),
       log: (bytes) => vm.logs.push(bytes),
-      nextExec: () => this.#context.journal.next('exec'),
       lost: (reason) => vm.logs.push(Buffer.from(`snowfork: ${reason}\n`)),
       broken: (reason) => vm.finish({ how: 'lost', reason }),
     };

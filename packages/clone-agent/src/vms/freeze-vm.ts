@@ -31,6 +31,8 @@ export interface FreezeOptions {
   save(): void;
   /** The new layer may take this much. */
   readonly availableBytes: () => number;
+  /** Pages that the guest has free read as zeros in its clones. */
+  readonly leaveOutFreePages: boolean;
 }
 
 export interface Freezing {
@@ -68,7 +70,7 @@ export async function freezeVm(
     const prepareMs = since();
     const requests = guestState(channel.pendingRequests(), options.caller);
     try {
-      const pause = await pauseAndCopy(vm, memory);
+      const pause = await pauseAndCopy(vm, memory, options);
       const { deviceState, stopped, continued, pauseMs, parts } = pause;
       // A file of the agent's own: QEMU could change the one that it wrote.
       fs.writeFileSync(store.deviceState(snapshot), deviceState, { mode: 0o600 });
@@ -120,7 +122,7 @@ async function prepareBoth(
   quiet.catch(() => {});
   let memory: MemoryFreeze;
   try {
-    memory = beginMemory(vm, snapshot, options.store);
+    memory = beginMemory(vm, snapshot, options);
   } catch (error) {
     await quiet;
     endQuiet(vm, 'failed', options);
@@ -135,7 +137,11 @@ async function prepareBoth(
   }
 }
 
-function beginMemory(vm: Vm, snapshot: Snapshot, store: SnapshotStore): MemoryFreeze {
+function beginMemory(
+  vm: Vm,
+  snapshot: Snapshot,
+  { store, leaveOutFreePages }: FreezeOptions,
+): MemoryFreeze {
   const { base, newest } = vm;
   return prepareFreeze({
     pid: vm.qemu.pid,
@@ -143,7 +149,7 @@ function beginMemory(vm: Vm, snapshot: Snapshot, store: SnapshotStore): MemoryFr
     base: store.memory(base),
     last: store.memory(newest),
     newLayer: store.newLayer(snapshot.persistent),
-    note: noteOf(newest, store),
+    note: leaveOutFreePages ? noteOf(newest, store) : undefined,
   });
 }
 
@@ -155,7 +161,11 @@ function noteOf(newest: Snapshot, store: SnapshotStore): NoteLocation | undefine
 }
 
 /** The pause. The guest is quiet already; the VM runs again when this returns or throws. */
-async function pauseAndCopy(vm: Vm, memory: MemoryFreeze): Promise<Pause> {
+async function pauseAndCopy(
+  vm: Vm,
+  memory: MemoryFreeze,
+  { leaveOutFreePages }: FreezeOptions,
+): Promise<Pause> {
   const since = stopwatch();
   const parts: Record<string, number> = {};
   let stopped: Moment;
@@ -167,7 +177,7 @@ async function pauseAndCopy(vm: Vm, memory: MemoryFreeze): Promise<Pause> {
     const commands = [vm.qemu.pause(), vm.qemu.saveDeviceState()] as const;
     [stopped, deviceState] = await Promise.all(commands);
     parts.deviceState = since();
-    memory.run(findNoteLocation(deviceState));
+    memory.run(leaveOutFreePages ? findNoteLocation(deviceState) : undefined);
     parts.memory = since() - parts.deviceState;
   } finally {
     // Also after a failure: the parent must not be harmed by a fork that did not come off.

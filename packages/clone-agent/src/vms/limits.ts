@@ -100,10 +100,19 @@ export class Limits {
     const byTotal = familyClonesMax - clonesEver - promised;
     const clones = Math.min(asked, Math.max(0, Math.min(byRunning, byTotal)));
     if (clones === asked) return { clones };
-    const reason =
-      byRunning <= byTotal
-        ? `the family of ${vm.id} may have ${familyVmsMax} VMs at a time (setting familyVmsMax)`
-        : `the family of ${vm.id} may make ${familyClonesMax} clones (setting familyClonesMax)`;
+    if (byRunning <= byTotal) return this.granted(vm, { asked, clones });
+    const reason = `the family of ${vm.id} may make ${familyClonesMax} clones (setting familyClonesMax)`;
+    if (clones > 0) return { clones, reason };
+    throw new SnowforkError('SF_LIMIT', reason, { details: { asked } });
+  }
+
+  /** Fewer than were asked for, as the family has too many VMs. @throws SnowforkError SF_LIMIT. */
+  granted(
+    vm: Pick<Member, 'id'>,
+    { asked, clones }: { asked: number; clones: number },
+  ): { clones: number; reason: string } {
+    const most = `${this.#settings.familyVmsMax} VMs at a time (setting familyVmsMax)`;
+    const reason = `the family of ${vm.id} may have ${most}`;
     if (clones > 0) return { clones, reason };
     throw new SnowforkError('SF_LIMIT', reason, { details: { asked } });
   }

@@ -12,11 +12,19 @@ import type {
   CloneParams,
   StartedClone,
 } from '../cluster/clone-methods.js';
-import { describeSnapshot, type ServedLayers, type ServingHost } from '../store/describe.js';
+import {
+  describeSnapshot,
+  type ServedLayers,
+  type ServingHost,
+  servedHere,
+} from '../store/describe.js';
 import type { Descriptor } from '../store/descriptor.js';
 import type { Standing } from '../store/journal.js';
 import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
+import { NeighbourTrees } from './neighbour-trees.js';
+import { Neighbours } from './neighbours.js';
 import { NEVER_STARTED, type Ticket, type Tickets } from './tickets.js';
+import { TouchesHome } from './touches-home.js';
 import type { Descent } from './vm.js';
 
 /** How often more pages are asked for, when all are brought here. */
@@ -43,8 +51,12 @@ export interface Peering {
   serve(layers: ServedLayers): Promise<void>;
   /** Pages that clones of the snapshot waited for, in their order. */
   faults(snapshot: string): Promise<readonly number[]>;
+  /** So did clones on another host. */
+  touched(snapshot: string, pages: readonly number[]): Promise<void>;
   /** More pages of the snapshot are asked for, to stay; returns how many are missing. */
   bringAll(snapshot: string): Promise<number>;
+  drop(served: string): Promise<void>;
+  pagesOf(host: string): ServingHost | undefined;
   /** Whether the host is one of the cluster, reachable or not. */
   isMember(host: string): boolean;
 }
@@ -63,11 +75,22 @@ export interface RemoteClonesContext {
 export class RemoteClones {
   readonly #context: RemoteClonesContext;
   readonly handlers: CloneHandlers;
+  readonly #touches: TouchesHome;
+  readonly #neighbours: Neighbours;
+  readonly #trees: NeighbourTrees;
   /** Snapshots of other hosts of which this one needs pages, as `host snapshot`. */
   #needed = new Set<string>();
 
   constructor(context: RemoteClonesContext) {
     this.#context = context;
+    this.#touches = new TouchesHome(context);
+    const { store, log, peering } = context;
+    this.#neighbours = new Neighbours({
+      ...{ store, log },
+      serve: (layers) => peering.serve(layers),
+      drop: (served) => peering.drop(served),
+    });
+    this.#trees = new NeighbourTrees((host) => peering.pagesOf(host));
     this.handlers = {
       startClones: (params, host, signal) => this.#startPart(params, host, signal),
       settle: async (params, host) => this.#settle(params, host),
@@ -88,9 +111,16 @@ export class RemoteClones {
         context.store.lend(context.store.get(snapshot), host);
         return null;
       },
+      touched: async ({ snapshot, pages }, host) => {
+        const lent = context.store.find(snapshot);
+        const isLent = lent?.file.lentTo?.includes(host) ?? false;
+        if (isLent) await context.peering.touched(snapshot, pages);
+        return null;
+      },
       detachFrom: async ({ host }, _, signal) => await this.detachFrom(host, signal),
       letGo: async ({ snapshot }, host) => {
         const lent = context.store.find(snapshot);
+        this.#trees.forget(host, snapshot);
         if (lent !== undefined) context.store.takeBack(lent, host);
         return null;
       },
@@ -169,7 +199,9 @@ export class RemoteClones {
   /** A snapshot of another host, to be cloned here. @throws SnowforkError */
   async fetch(host: string, snapshot: string): Promise<Snapshot> {
     const { descriptor } = await this.#context.peering.call(host, 'describe', { snapshot });
-    return await this.#takeIn(descriptor, host);
+    const taken = await this.#takeIn(descriptor, host);
+    this.#touches.began(snapshot, { snapshot: taken, descriptor, home: host });
+    return taken;
   }
 
   /** A host is gone: what it was to run is lost, what was kept for it may go. */
@@ -180,6 +212,7 @@ export class RemoteClones {
         ticket.settle(slot.cloneId, { reason: `host ${host} is lost: ${reason}` });
       }
     }
+    this.#trees.forget(host);
     for (const snapshot of [...store.all()]) store.takeBack(snapshot, host);
   }
 
@@ -222,12 +255,13 @@ export class RemoteClones {
     for (const snapshot of store.all()) {
       if ((snapshot.file.lentTo ?? []).length === 0) continue;
       const serving = await this.#context.peering.serving();
-      const { served } = describeSnapshot(store, snapshot, { serving, faults: [] });
+      const served = servedHere(store, snapshot, serving);
       await this.#context.peering.serve(served).catch((error: unknown) => {
         log.error({ snapshot: snapshot.file.id, err: error }, 'it is not served on');
       });
     }
     this.#needed = this.#neededOrigins();
+    await this.#neighbours.update();
   }
 
   /**
@@ -286,6 +320,8 @@ export class RemoteClones {
       });
     }
     this.#needed = needed;
+    this.#trees.keepOnly((id) => this.#context.store.find(id) !== undefined);
+    void this.#neighbours.update();
   }
 
   #neededOrigins(): Set<string> {
@@ -299,20 +335,24 @@ export class RemoteClones {
   /** From now on the snapshot is served, and kept for the host. */
   async #describe(snapshot: Snapshot, host: string): Promise<Descriptor> {
     const { store } = this.#context;
-    store.lend(snapshot, host);
+    for (const owner of store.ownersOf(snapshot)) store.lend(owner, host);
     const [serving, faults] = await Promise.all([
       this.#context.peering.serving(),
       this.#context.peering.faults(snapshot.file.id),
     ]);
-    const { descriptor, served } = describeSnapshot(store, snapshot, { serving, faults });
-    await this.#context.peering.serve(served);
+    const neighbourOf = (id: string) => this.#trees.parentOf(id, host);
+    const of = { serving, faults, neighbourOf };
+    const { descriptor, served } = describeSnapshot(store, snapshot, of);
+    for (const layers of served) await this.#context.peering.serve(layers);
     return descriptor;
   }
 
   async #takeIn(descriptor: Descriptor, home: string): Promise<Snapshot> {
     const snapshot = await this.#context.store.takeIn(descriptor);
     this.#needed = this.#neededOrigins();
-    for (const { host, snapshot: id } of snapshot.file.origins ?? []) {
+    void this.#neighbours.update();
+    const owners = this.#context.store.ownersOf(snapshot);
+    for (const { host, snapshot: id } of owners.flatMap(({ file }) => file.origins ?? [])) {
       if (host === home && id === snapshot.file.id) continue;
       // Home keeps it for its own sake; this is for when home goes first.
       this.#context.peering.call(host, 'hold', { snapshot: id }).catch((error: unknown) => {
@@ -330,6 +370,7 @@ export class RemoteClones {
     const { descriptor, ticket, cloneIds, descent, standing } = params;
     const snapshot = await this.#takeIn(descriptor, home);
     const part = { snapshot, home, ticket, cloneIds, descent, standing };
+    this.#touches.began(ticket.id, { snapshot, descriptor, home });
     const clones = await this.#context.startPart(part, signal);
     return {
       clones: clones.map((clone) =>
@@ -356,6 +397,8 @@ export class RemoteClones {
     const { home } = ticket;
     const slot = ticket.slot(cloneId);
     if (home === undefined || slot === undefined || slot.status === 'running') return;
+    if (ticket.slots.every(({ status }) => status !== 'running'))
+      void this.#touches.tell(ticket.id);
     const how =
       slot.status === 'exited' ? { value: slot.value! } : { reason: slot.reason ?? 'it is lost' };
     for (let attempt = 0; this.#context.peering.isMember(home); attempt += 1) {

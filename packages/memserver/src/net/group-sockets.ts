@@ -15,6 +15,7 @@ export class GroupSockets {
   readonly #taken: () => void;
   readonly #complain: (message: string) => void;
   readonly #sockets = new Map<number, Promise<UdpSocket>>();
+  readonly #opened: UdpSocket[] = [];
   /** How many want a group. */
   readonly #wanted = new Map<string, number>();
 
@@ -48,6 +49,11 @@ export class GroupSockets {
     socket.leave(group.address, this.#localAddress);
   }
 
+  /** Something has come that was not taken yet. */
+  get haveMore(): boolean {
+    return this.#opened.some((socket) => socket.hasMore);
+  }
+
   async close(): Promise<void> {
     for (const socket of this.#sockets.values()) await (await socket).close();
   }
@@ -73,6 +79,8 @@ export class GroupSockets {
       });
     this.#sockets.set(port, opening);
     opening.catch(() => this.#sockets.delete(port));
-    return await opening;
+    const socket = await opening;
+    if (!this.#opened.includes(socket)) this.#opened.push(socket);
+    return socket;
   }
 }

@@ -7,8 +7,11 @@ import { ABSENT, HeldPages } from '../held-pages.js';
 import { PAGE_BYTES } from '../page-map.js';
 import type { PageSource } from '../server/outgoing.js';
 
-/** Others may be leaving just now: that takes microseconds, or for ever when the writer died. */
-const READ_ATTEMPTS_MAX = 100;
+/**
+ * Others may be leaving just now: that takes a millisecond, unless the writer has to wait for a
+ * processor, or for ever when it died.
+ */
+const READ_MS_MAX = 10;
 
 export interface LayerFile {
   readonly path: string;
@@ -47,13 +50,25 @@ export class LayerFiles implements PageSource {
     if (of === undefined || page >= of.pageCount) return false;
     const { descriptor, held } = of;
     if (held === undefined) return readWhole(descriptor, page, target, offset);
-    for (let attempt = 0; attempt < READ_ATTEMPTS_MAX && held.has(page); attempt++) {
+    let endMs = Number.POSITIVE_INFINITY;
+    while (held.has(page)) {
       const guard = held.guard(page, 1);
-      if (guard === ABSENT) continue;
-      if (!readWhole(descriptor, page, target, offset)) return false;
-      if (held.isStill(guard)) return true;
+      if (guard !== ABSENT) {
+        if (!readWhole(descriptor, page, target, offset)) return false;
+        if (held.isStill(guard)) return true;
+      }
+      const nowMs = performance.now();
+      endMs = Math.min(endMs, nowMs + READ_MS_MAX);
+      if (nowMs >= endMs) return false;
     }
     return false;
+  }
+
+  /** One of a replica that is not here: its host fetches it when it is wanted. */
+  isAwaited(layer: number, page: number): boolean {
+    const of = this.#layers[layer];
+    if (of?.held === undefined || page >= of.pageCount) return false;
+    return of.held.guard(page, 1) === ABSENT;
   }
 
   close(): void {

@@ -3,11 +3,14 @@
 // pages.
 
 import { randomBytes } from 'node:crypto';
-import type { ReceiverCounts } from '../counts.js';
-import { PageReceiver } from '../receiver/page-receiver.js';
+import { countDatagram, type ReceiverCounts } from '../counts.js';
+import { PageReceiver, type PrefetchOptions, type Reason } from '../receiver/page-receiver.js';
+import type { Address } from '../server/known-receivers.js';
 import type { Channel } from '../wire/datagrams.js';
 import { newSenderId, type SnapshotKey } from '../wire/sealing.js';
 import { Alarm } from './alarm.js';
+import type { AskedHost } from './asked-host.js';
+import { ASKED_BYTES, type AskingTerms } from './page-asker.js';
 import type { OriginSink } from './page-network.js';
 
 const SENDER_RANDOM_BYTES = 8;
@@ -16,7 +19,10 @@ const clock = (): number => performance.now();
 export class OriginClient {
   readonly #receiver: PageReceiver;
   readonly #alarm: Alarm;
+  readonly #asked: AskedHost;
   readonly #closed: () => Promise<void>;
+  /** For other threads, which may ask in its name until it is closed. */
+  readonly asking: AskingTerms;
   /** The receiver is at work: what its sink asks for is seen to after that. */
   #isBusy = false;
   #isClosed = false;
@@ -26,49 +32,72 @@ export class OriginClient {
     readonly sink: OriginSink;
     readonly lostAfterMs: number;
     readonly hasGroup: boolean;
-    readonly send: (datagram: Buffer) => void;
+    readonly asked: AskedHost;
+    readonly send: (datagram: Buffer, to: Address) => void;
+    /** By which `send` does that: for other threads. */
+    readonly descriptor: number;
+    readonly isBehind: () => boolean;
     readonly setMembership: (isMember: boolean) => void;
     readonly closed: () => Promise<void>;
   }) {
-    const { sink } = of;
+    const { sink, asked } = of;
+    this.#asked = asked;
     this.#closed = of.closed;
     this.#alarm = new Alarm({ clock, ring: () => this.advance() });
+    const senderId = newSenderId(randomBytes(SENDER_RANDOM_BYTES));
     this.#receiver = new PageReceiver({
       key: of.key,
-      senderId: newSenderId(randomBytes(SENDER_RANDOM_BYTES)),
+      senderId,
       sink: {
         onPage: sink.onPage.bind(sink),
         onZeroPage: sink.onZeroPage.bind(sink),
-        onLost: sink.onLost.bind(sink),
+        onLost: (layer, page, lost, reason) => {
+          const isDoubtful = lost === 'absent' && asked.mayBeNeighbour(this.#receiver, clock());
+          if (isDoubtful) this.#askOrigin(layer, page, reason);
+          else sink.onLost(layer, page, lost, reason);
+        },
         isHeld: sink.isHeld.bind(sink),
         onMembership: of.setMembership,
       },
-      send: of.send,
+      send: (datagram) => of.send(datagram, asked.address(this.#receiver)),
       clock,
       random: Math.random,
       lostAfterMs: of.lostAfterMs,
       hasGroup: of.hasGroup,
+      isBehind: of.isBehind,
     });
+    const { memory } = this.#receiver.asking;
+    const { key } = of;
+    const senderKey = new Uint8Array(key.senderKey(senderId));
+    const { descriptor } = of;
+    const { addresses } = asked;
+    this.asking = { descriptor, addresses, keyId: key.id, senderId, senderKey, memory };
   }
 
   /** As `PageReceiver.demand`; the request is on its way when this returns. */
-  demand(layer: number, page: number): boolean {
+  demand(layer: number, page: number, isAsked = false): boolean {
     if (this.#isClosed) return false;
-    const isTaken = this.#receiver.demand(layer, page);
+    const isTaken = this.#receiver.demand(layer, page, isAsked);
+    if (isAsked) countDatagram(this.counts.requestsSent, ASKED_BYTES);
     this.advance();
     return isTaken;
   }
 
   /** As `PageReceiver.prefetch`. */
-  prefetch(layer: number, firstPage: number, count: number): boolean {
+  prefetch(layer: number, firstPage: number, count: number, of: PrefetchOptions = {}): boolean {
     if (this.#isClosed) return false;
-    const isTaken = this.#receiver.prefetch(layer, firstPage, count);
+    const isTaken = this.#receiver.prefetch(layer, firstPage, count, of);
     this.#alarm.set(clock());
     return isTaken;
   }
 
   stopPrefetch(): void {
     this.#receiver.stopPrefetch();
+  }
+
+  /** Pages come from a neighbour now, not from the origin. */
+  get asksNeighbour(): boolean {
+    return this.#asked.isNeighbour(this.#receiver);
   }
 
   get counts(): ReceiverCounts {
@@ -105,8 +134,21 @@ export class OriginClient {
   advance(): void {
     if (this.#isBusy || this.#isClosed) return;
     this.#isBusy = true;
+    if (this.#asked.look(this.#receiver, clock())) this.#receiver.askAgain();
     const nextMs = this.#receiver.advance();
+    this.#receiver.asking.addressIndex = this.#asked.addressIndex(this.#receiver);
     this.#isBusy = false;
     this.#alarm.set(nextMs);
+  }
+
+  /** A neighbour has the page no more, and will not fetch it: it is not what it should be. */
+  #askOrigin(layer: number, page: number, reason: Reason): void {
+    this.#asked.giveUp(clock());
+    setImmediate(() => {
+      if (this.#isClosed) return;
+      this.#receiver.askAgain();
+      if (reason === 'demand') this.demand(layer, page);
+      else this.prefetch(layer, page, 1, { isFirst: true });
+    });
   }
 }

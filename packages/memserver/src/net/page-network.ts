@@ -5,6 +5,7 @@
 
 import type { PageSink } from '../receiver/page-receiver.js';
 import { keyIdOf, snapshotKey } from '../wire/sealing.js';
+import { AskedHost } from './asked-host.js';
 import { type Group, GroupSockets } from './group-sockets.js';
 import { OriginClient } from './origin-client.js';
 import { UdpSocket } from './udp-socket.js';
@@ -17,6 +18,8 @@ export interface Origin {
   /** 32 bytes, of this snapshot and no other. */
   readonly key: Buffer;
   readonly group?: Group;
+  /** A host that fetches the snapshot too, and serves it: asked where multicast does not reach. */
+  readonly neighbour?: { readonly address: string; readonly port: number } | undefined;
 }
 
 /** Takes what came: groups are joined and left for it. */
@@ -82,15 +85,22 @@ export class PageNetwork {
     of: { readonly sink: OriginSink; readonly lostAfterMs: number },
   ): Promise<OriginClient> {
     const key = snapshotKey(origin.key);
-    const { group } = origin;
+    const { group, neighbour } = origin;
     const socket = this.#unicast;
-    const to = { host: origin.address, port: origin.port };
+    const asked = new AskedHost({
+      origin: { host: origin.address, port: origin.port },
+      neighbour: neighbour && { host: neighbour.address, port: neighbour.port },
+      lostAfterMs: of.lostAfterMs,
+    });
     const membership = new Membership(this.#groups, group, this.#complain);
     const client = new OriginClient({
       ...of,
       key,
       hasGroup: group !== undefined,
-      send: (datagram) => socket.send(datagram, to),
+      asked,
+      send: (datagram, to) => socket.send(datagram, to),
+      descriptor: socket.descriptor,
+      isBehind: () => socket.hasMore || this.#groups.haveMore,
       setMembership: (isMember) => void membership.set(isMember),
       closed: async () => {
         const others = this.#clientsOf(key.id).filter((other) => other !== client);

@@ -14,6 +14,7 @@ import type { Group } from './group-sockets.js';
 import { type LayerFile, LayerFiles } from './layer-files.js';
 import { mtuOf } from './system-socket.js';
 import { UdpSocket } from './udp-socket.js';
+import { WantedLine, type WantsOf } from './wanted-line.js';
 
 const SENDER_RANDOM_BYTES = 8;
 const clock = (): number => performance.now();
@@ -24,6 +25,11 @@ export interface SnapshotToServe {
   readonly group?: Group | undefined;
   /** In the order of their numbers. */
   readonly layers: readonly LayerFile[];
+  /**
+   * Layers of which not all is here are replicas that the process with this control socket fills:
+   * it is told what is asked for and is not here. Without it, such a page is absent.
+   */
+  readonly wants?: Omit<WantsOf, 'key'> | undefined;
 }
 
 interface Served {
@@ -33,6 +39,7 @@ interface Served {
   readonly server: PageServer;
   readonly files: LayerFiles;
   readonly alarm: Alarm;
+  readonly wanted: WantedLine | undefined;
 }
 
 export class PageService {
@@ -108,6 +115,7 @@ export class PageService {
     this.#byKeyId.delete(served.keyId);
     this.#touched.delete(served);
     served.alarm.stop();
+    served.wanted?.close();
     served.files.close();
     return true;
   }
@@ -140,8 +148,9 @@ export class PageService {
   }
 
   #newServed(of: SnapshotToServe): Served {
-    const { group } = of;
+    const { group, wants } = of;
     const key = snapshotKey(of.key);
+    const wanted = wants && new WantedLine({ ...wants, key: of.key.toString('base64') });
     const files = new LayerFiles();
     files.set(of.layers);
     const toGroup = group === undefined ? undefined : { host: group.address, port: group.port };
@@ -155,17 +164,17 @@ export class PageService {
       clock,
       bodySizes: this.#bodySizes,
       link: this.#link,
+      wanted: wanted && ((pages) => wanted.tell(pages)),
     });
-    const alarm = new Alarm({
+    const alarm: Alarm = new Alarm({
       clock,
-      ring: () => this.#advance(served),
+      ring: () => this.#advance({ server, alarm }),
       wait: (ms) => this.#socket.wait(ms),
     });
-    const served = { keyId: key.id, key: Buffer.from(of.key), group, server, files, alarm };
-    return served;
+    return { keyId: key.id, key: Buffer.from(of.key), group, server, files, alarm, wanted };
   }
 
-  #advance({ server, alarm }: Served): void {
+  #advance({ server, alarm }: Pick<Served, 'server' | 'alarm'>): void {
     this.#socket.corked(() => alarm.set(server.advance()));
   }
 

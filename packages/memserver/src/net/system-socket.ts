@@ -235,12 +235,12 @@ export class Readiness {
   readonly #poll = Buffer.alloc(8);
   readonly #time = Buffer.alloc(16);
 
-  /** Blocks until something can be read, or less than a second has gone by. */
-  wait(descriptor: number, ms: number): void {
+  /** Blocks for less than a second, or until something can be read: whether it can. */
+  wait(descriptor: number, ms: number): boolean {
     this.#poll.writeInt32LE(descriptor, 0);
     this.#poll.writeInt16LE(POLLIN, 4);
     this.#time.writeBigUInt64LE(BigInt(Math.ceil(ms * 1e6)), 8);
-    ppoll(this.#poll, 1, this.#time, null);
+    return ppoll(this.#poll, 1, this.#time, null) > 0;
   }
 }
 

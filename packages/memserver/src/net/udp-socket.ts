@@ -95,6 +95,11 @@ export class UdpSocket {
     return this.#socket.address().port;
   }
 
+  /** For other threads that send by it. */
+  get descriptor(): number {
+    return this.#descriptor;
+  }
+
   /** Never throws: what can't be sent is lost. The datagram's bytes are copied. */
   send(datagram: Buffer, to: Address): void {
     if (this.#isClosed) return;
@@ -115,6 +120,11 @@ export class UdpSocket {
     run();
     this.#isCorked = false;
     this.#flush();
+  }
+
+  /** Something has come that was not taken yet. */
+  get hasMore(): boolean {
+    return !this.#isClosed && this.#readiness.wait(this.#descriptor, 0);
   }
 
   /** Blocks for so long, or until something has come. */

@@ -32,6 +32,7 @@ import {
   type SnapshotKey,
   TAG_BYTES,
 } from '../wire/sealing.js';
+import { AskingState } from './asking-state.js';
 import { ChannelWatch } from './channel-watch.js';
 import { Membership } from './membership.js';
 import { PrefetchQueue } from './prefetch-queue.js';
@@ -52,6 +53,12 @@ const RETRY_MS_MAX = 1000;
  * A page is lost when one that was asked for so much later has come: the server keeps to the order.
  */
 const OVERTAKEN_MS = 1;
+/**
+ * A host that has no time to take what came asks for nothing again: but for so long only, as others
+ * can make it busy.
+ */
+const BEHIND_MS_MAX = 100;
+const BEHIND_LOOK_MS = 1;
 /** Shares out retries of hosts that lost the same datagram, so that the first answer serves all. */
 const RETRY_JITTER = 0.25;
 /**
@@ -92,6 +99,11 @@ export interface PageSink {
   onMembership(isMember: boolean): void;
 }
 
+export interface PrefetchOptions {
+  /** Before whatever else is to be fetched when nobody waits. */
+  readonly isFirst?: boolean;
+}
+
 export interface PageReceiverOptions {
   readonly key: SnapshotKey;
   /** As `newSenderId` makes it. */
@@ -107,6 +119,8 @@ export interface PageReceiverOptions {
   readonly lostAfterMs: number;
   /** There is a group, which may reach this host or not. */
   readonly hasGroup: boolean;
+  /** Datagrams have come that were not handed over yet: what lacks may be among them. */
+  readonly isBehind?: () => boolean;
 }
 
 /** A page that was asked for. */
@@ -124,6 +138,8 @@ interface Want {
 
 export class PageReceiver {
   readonly counts: ReceiverCounts = newReceiverCounts();
+  /** For other threads that ask in its name; they tell it by `demand`. */
+  readonly asking = new AskingState();
   readonly #options: PageReceiverOptions;
   readonly #sealer: Sealer;
   readonly #opener: Opener;
@@ -152,6 +168,8 @@ export class PageReceiver {
   #heardMs = Number.NEGATIVE_INFINITY;
   #groupHeardMs = Number.NEGATIVE_INFINITY;
   #deadlineMs = Number.POSITIVE_INFINITY;
+  /** Since when it has no time to take what came. */
+  #behindSinceMs = Number.POSITIVE_INFINITY;
   #drawAtMs = 0;
   #reportedMs: number;
   #reportAtMs = Number.POSITIVE_INFINITY;
@@ -160,7 +178,7 @@ export class PageReceiver {
   constructor(options: PageReceiverOptions) {
     const { key, senderId } = options;
     this.#options = options;
-    this.#sealer = new Sealer(key, senderId);
+    this.#sealer = new Sealer(key, senderId, this.asking);
     this.#opener = new Opener({ key, ownId: senderId, sendersMax: SENDERS_MAX });
     this.#reportedMs = options.clock();
     const { hasGroup } = options;
@@ -172,6 +190,18 @@ export class PageReceiver {
     return this.#membership.delivery;
   }
 
+  /** It is too early to say how pages come. */
+  get isUndecided(): boolean {
+    return this.#membership.isUndecided;
+  }
+
+  /** When a server was last heard, and since when the oldest page that was asked for is wanted. */
+  get waiting(): { heardMs: number; wantedMs: number } {
+    let wantedMs = Number.POSITIVE_INFINITY;
+    for (const want of this.#wants.values()) wantedMs = Math.min(wantedMs, want.wantedMs);
+    return { heardMs: this.#heardMs, wantedMs };
+  }
+
   /** What it waits for, and the pages that are in pieces. */
   get outstanding(): { demand: number; prefetch: number; assemblies: number } {
     const demand = this.#demands;
@@ -180,9 +210,10 @@ export class PageReceiver {
 
   /**
    * Somebody waits for this page: it comes, or is reported lost. `false` when too many are waited
-   * for; then ask again when one has come. Then call `advance`.
+   * for; then ask again when one has come. Then call `advance`. `isAsked`: another thread has asked
+   * for it just now.
    */
-  demand(layer: number, page: number): boolean {
+  demand(layer: number, page: number, isAsked = false): boolean {
     const key = pageKey(layer, page);
     const before = this.#wants.get(key);
     if (before?.urgency === URGENCY.demand) return true;
@@ -194,15 +225,27 @@ export class PageReceiver {
     const want = newWant(layer, page, URGENCY.demand, wantedMs);
     this.#wants.set(key, want);
     this.#demands++;
-    this.#fresh.push(want);
+    if (isAsked) this.#noteAsked(want, wantedMs);
+    else this.#fresh.push(want);
     return true;
   }
 
   /** Fetch these pages when nobody waits, in this order; `false` when there are too many runs. */
-  prefetch(layer: number, firstPage: number, count: number): boolean {
-    const isTaken = this.#prefetch.add(layer, firstPage, count);
+  prefetch(layer: number, firstPage: number, count: number, of: PrefetchOptions = {}): boolean {
+    const isTaken = of.isFirst
+      ? this.#prefetch.addFirst(layer, firstPage, count)
+      : this.#prefetch.add(layer, firstPage, count);
     if (!isTaken) this.counts.prefetchRunsRefused++;
     return isTaken;
+  }
+
+  /** Another way, all that was asked for by one that turned out not to lead here. */
+  askAgain(): void {
+    for (const want of this.#wants.values()) {
+      want.deadlineMs = 0;
+      want.silences = 0;
+    }
+    this.#deadlineMs = 0;
   }
 
   /** Forgets what of prefetch has not been asked for. */
@@ -242,10 +285,10 @@ export class PageReceiver {
   advance(): number {
     const nowMs = this.#options.clock();
     const greeting = this.#membership.greet(nowMs);
-    if (greeting === 'silent') this.#askAgain();
+    if (greeting === 'silent') this.askAgain();
     for (const want of this.#fresh) if (this.#isWanted(want)) this.#ask(want, nowMs);
     this.#fresh = [];
-    if (nowMs >= this.#deadlineMs) this.#retry(nowMs);
+    if (nowMs >= this.#deadlineMs && !this.#isBehind(nowMs)) this.#retry(nowMs);
     if (nowMs >= this.#drawAtMs) this.#fillWindow(nowMs);
     this.#flush(URGENCY.demand);
     this.#flush(URGENCY.prefetch);
@@ -255,6 +298,7 @@ export class PageReceiver {
       this.#group.reset();
       this.#options.sink.onMembership(true);
     }
+    this.#shareAsking();
     return this.#nextMs();
   }
 
@@ -385,6 +429,13 @@ export class PageReceiver {
   }
 
   #ask(want: Want, nowMs: number): void {
+    this.#noteAsked(want, nowMs);
+    const runs = this.#requests[want.urgency];
+    runs.add(want.layer, want.page, this.#reassembly.missing(pageKey(want.layer, want.page)));
+    if (runs.isFull) this.#flush(want.urgency);
+  }
+
+  #noteAsked(want: Want, nowMs: number): void {
     // A server that is heard has only lost this page on the way; one that is not may be overloaded.
     if (want.attempts > 0 && this.#heardMs < want.askedMs) want.silences++;
     want.attempts++;
@@ -393,19 +444,21 @@ export class PageReceiver {
     const jitter = 1 + RETRY_JITTER * this.#options.random();
     want.deadlineMs = nowMs + Math.min(timeoutMs, RETRY_MS_MAX) * jitter;
     this.#deadlineMs = Math.min(this.#deadlineMs, want.deadlineMs);
-    const runs = this.#requests[want.urgency];
-    runs.add(want.layer, want.page, this.#reassembly.missing(pageKey(want.layer, want.page)));
-    if (runs.isFull) this.#flush(want.urgency);
   }
 
   #flush(urgency: Urgency): void {
     const runs = this.#requests[urgency];
     if (runs.isEmpty) return;
-    const roundTripUs = Math.round(this.#networkRoundTripMs() * 1000);
-    const { highest: seen } = this.#group;
-    const request = { urgency, delivery: this.delivery, seen, roundTripUs, runs: runs.take() };
+    this.#shareAsking();
+    const { delivery, seen, roundTripUs } = this.asking;
+    const request = { urgency, delivery, seen, roundTripUs, runs: runs.take() };
     const bytes = this.#send(DATAGRAM.request, encodeRequest(request));
     countDatagram(this.counts.requestsSent, bytes);
+  }
+
+  #shareAsking(): void {
+    const roundTripUs = Math.round(this.#networkRoundTripMs() * 1000);
+    this.asking.set(this.delivery, this.#group.highest, roundTripUs);
   }
 
   /** Of a page that waits for nothing: in demand, or the fastest of prefetch. */
@@ -413,6 +466,17 @@ export class PageReceiver {
     const [demand, prefetch] = this.#roundTrips;
     if (demand.smoothedMs > 0) return demand.smoothedMs;
     return prefetch.smoothedMs > 0 ? prefetch.leastMs : demand.timeoutMs();
+  }
+
+  #isBehind(nowMs: number): boolean {
+    if (this.#options.isBehind?.() !== true) {
+      this.#behindSinceMs = Number.POSITIVE_INFINITY;
+      return false;
+    }
+    this.#behindSinceMs = Math.min(this.#behindSinceMs, nowMs);
+    if (nowMs - this.#behindSinceMs >= BEHIND_MS_MAX) return false;
+    this.#deadlineMs = nowMs + BEHIND_LOOK_MS;
+    return true;
   }
 
   #retry(nowMs: number): void {
@@ -430,12 +494,6 @@ export class PageReceiver {
         this.#ask(want, nowMs);
       }
     }
-  }
-
-  /** By unicast, what was asked for by a group that has turned out not to reach this host. */
-  #askAgain(): void {
-    for (const want of this.#wants.values()) want.deadlineMs = 0;
-    this.#deadlineMs = 0;
   }
 
   #fillWindow(nowMs: number): void {

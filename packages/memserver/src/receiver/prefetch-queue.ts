@@ -2,8 +2,10 @@
 // when pages in demand come late, more when they do not. Asks for nothing itself; one in each
 // receiver.
 
-/** Runs, not pages: a layer that is pulled whole is one. */
-export const PREFETCH_RUNS_MAX = 4096;
+/** Runs, not pages: a layer that is pulled whole is one, what clones touched first may be many. */
+export const PREFETCH_RUNS_MAX = 65_536;
+/** Runs that are done with are let go when there are so many. */
+const DONE_RUNS_MAX = 1024;
 /**
  * What a page in demand has to wait for at most, when it all waits in one queue: 1.3 ms of 100
  * Mbit/s.
@@ -26,33 +28,46 @@ interface Run {
 export class PrefetchQueue {
   windowPages = WINDOW_PAGES_MAX;
   #runs: Run[] = [];
+  /** Of the first that is not done with. */
+  #first = 0;
   #cutAtMs = Number.NEGATIVE_INFINITY;
 
   get runCount(): number {
-    return this.#runs.length;
+    return this.#runs.length - this.#first;
   }
 
   /** `false` when there are too many runs. */
   add(layer: number, page: number, count: number): boolean {
-    if (this.#runs.length >= PREFETCH_RUNS_MAX) return false;
+    if (this.runCount >= PREFETCH_RUNS_MAX) return false;
     this.#runs.push({ layer, page, end: page + count });
+    return true;
+  }
+
+  /** Before all others: somebody asks for it now. */
+  addFirst(layer: number, page: number, count: number): boolean {
+    if (this.runCount >= PREFETCH_RUNS_MAX) return false;
+    const run = { layer, page, end: page + count };
+    if (this.#first > 0) this.#runs[--this.#first] = run;
+    else this.#runs.unshift(run);
     return true;
   }
 
   /** Hands the next pages to `want`, in order, until it has taken `count` of them. */
   take(count: number, want: (layer: number, page: number) => boolean): void {
     let left = count;
-    let used = 0;
-    for (const run of this.#runs) {
+    for (; this.#first < this.#runs.length; this.#first++) {
+      const run = this.#runs[this.#first]!;
       while (left > 0 && run.page < run.end) if (want(run.layer, run.page++)) left--;
       if (run.page < run.end) break;
-      used++;
     }
-    if (used > 0) this.#runs = this.#runs.slice(used);
+    if (this.#first < DONE_RUNS_MAX && this.#first < this.#runs.length) return;
+    this.#runs.splice(0, this.#first);
+    this.#first = 0;
   }
 
   clear(): void {
     this.#runs = [];
+    this.#first = 0;
   }
 
   /** A page in demand took so long. Cut at most once in the time that a page takes. */

@@ -34,6 +34,8 @@ import type { SentPages } from './sent-pages.js';
 export interface PageSource {
   /** Puts a page at `offset`; `false` when it does not hold the page, or can't read it. */
   readPage(layer: number, page: number, target: Buffer, offset: number): boolean;
+  /** Whether the page is not here, and will be when it is wanted. */
+  isAwaited?(layer: number, page: number): boolean;
 }
 
 /** `to` is `undefined` for the group. The datagram's bytes are the sender's again after that. */

@@ -31,6 +31,7 @@ import { Outgoing, type PageSource, type Send } from './outgoing.js';
 import type { QueuedPage } from './page-queue.js';
 import { SentPages } from './sent-pages.js';
 import type { TokenBucket } from './token-bucket.js';
+import { WaitingPages, type WantedPage } from './waiting-pages.js';
 
 /** So many pages may one receiver have waiting in a flow; it asks again for the rest. */
 export const RECEIVER_QUEUED_PAGES_MAX = 2048;
@@ -38,6 +39,11 @@ export const RECEIVER_QUEUED_PAGES_MAX = 2048;
 const UNDER_WAY_ROUND_TRIPS = 1.5;
 const UNDER_WAY_SLACK_MS = 2;
 const UNDER_WAY_MS_MAX = 1000;
+/**
+ * While the group is sent more, those who lack a page learn so from what comes after it: until they
+ * do, it waits in their sockets.
+ */
+const FOLLOWED_MS_MAX = 250;
 /**
  * Unicast when fewer receivers than this, beside the one that asks, are likely to lack the page.
  */
@@ -68,6 +74,8 @@ export interface PageServerOptions {
   readonly bodySizes: BodySizes;
   /** Paces all that leaves by a link: shared by the servers of a process. */
   readonly link: TokenBucket;
+  /** Where the source has pages that are awaited: told which of them, in batches. */
+  readonly wanted?: ((pages: readonly WantedPage[]) => void) | undefined;
 }
 
 export class PageServer {
@@ -79,6 +87,7 @@ export class PageServer {
   readonly #receivers: KnownReceivers;
   readonly #sent = new SentPages();
   readonly #group: Flow;
+  readonly #waiting: WaitingPages | undefined;
   /** Flows that have something to send, and which of them is next. */
   readonly #active: Flow[] = [];
   #turn = 0;
@@ -90,7 +99,7 @@ export class PageServer {
   #probeAtMs = Number.POSITIVE_INFINITY;
 
   constructor(options: PageServerOptions) {
-    const { key, senderId, source, send, bodySizes } = options;
+    const { key, senderId, source, send, bodySizes, wanted } = options;
     this.#clock = options.clock;
     this.#groupSentMs = this.#clock();
     this.#link = options.link;
@@ -101,6 +110,7 @@ export class PageServer {
     const rateMax = this.#link.bytesPerSecond;
     this.#receivers = new KnownReceivers({ rateStart: rateMax * RATE_START, rateMax });
     this.#group = this.#newFlow(undefined);
+    this.#waiting = wanted && new WaitingPages({ source, wanted });
   }
 
   /** Pages that wait to be sent to the group, and to single receivers. */
@@ -162,6 +172,7 @@ export class PageServer {
   /** Sends what may be sent now. Call it again at the time that it returns, or after `receive`. */
   advance(): number {
     const nowMs = this.#clock();
+    this.#waiting?.advance(nowMs, this.#came);
     if (nowMs >= this.#surveyAtMs) this.#survey(nowMs);
     const now = { ms: nowMs, receiversLog2: this.#receiversLog2 };
     if (nowMs >= this.#signOfLifeAtMs) {
@@ -199,6 +210,9 @@ export class PageServer {
     nowMs: number,
   ): 'added' | 'merged' | 'full' | 'under way' {
     const { layer } = run;
+    const { urgency } = request;
+    const waits = this.#waiting?.take({ layer, page, urgency, asker: receiver }, nowMs);
+    if (waits !== undefined) return waits;
     let pieces = this.#piecesOf(run);
     if (request.delivery === CHANNEL.unicast) {
       const flow = this.#flowOf(receiver);
@@ -211,7 +225,10 @@ export class PageServer {
     if (sent !== undefined) {
       const roundTripMs = request.roundTripUs / 1000;
       const windowMs = roundTripMs * UNDER_WAY_ROUND_TRIPS + this.#slackMs;
-      const isRecent = nowMs - sent.sentMs < Math.min(windowMs, UNDER_WAY_MS_MAX);
+      const isFollowed = sent.sequence !== this.#group.sequence;
+      const leastMs = isFollowed ? FOLLOWED_MS_MAX : 0;
+      const isRecent =
+        nowMs - sent.sentMs < Math.min(Math.max(windowMs, leastMs), UNDER_WAY_MS_MAX);
       if (isRecent && aheadOf(sent.sequence, request.seen) > 0) pieces &= ~sent.pieces;
       if (pieces === 0) return 'under way';
       isRepair = aheadOf(sent.sequence, receiver.joinedSequence) > 0;
@@ -223,6 +240,13 @@ export class PageServer {
     if (outcome === 'added') receiver.queuedPages++;
     return outcome;
   }
+
+  /** A page that was awaited: to each who asked for it. */
+  readonly #came = ({ layer, page, urgency }: WantedPage, asker: KnownReceiver): void => {
+    const pieces = allPieces(this.#outgoing.pieceCount);
+    const of = { layer, page, pieces, asker, isRepair: false };
+    this.#enqueue(this.#flowOf(asker), urgency, of);
+  };
 
   /** How late a request may come: the more receivers there are, the more of them come at once. */
   get #slackMs(): number {
@@ -370,6 +394,8 @@ export class PageServer {
   }
 
   #nextMs(sendMs: number): number {
-    return Math.min(sendMs, this.#surveyAtMs, this.#signOfLifeAtMs, this.#probeAtMs);
+    const waitingMs = this.#waiting?.nextMs ?? Number.POSITIVE_INFINITY;
+    const signOfLifeMs = this.#signOfLifeAtMs;
+    return Math.min(sendMs, this.#surveyAtMs, signOfLifeMs, this.#probeAtMs, waitingMs);
   }
 }

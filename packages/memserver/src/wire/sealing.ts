@@ -107,22 +107,38 @@ export function keyIdOf(datagram: Buffer): number | undefined {
   return datagram.length < HEADER_BYTES ? undefined : readInteger(datagram, OFFSET.keyId);
 }
 
+/** Numbers a sender's datagrams from 1 on, none twice. */
+export interface DatagramCounter {
+  readonly taken: number;
+  take(): number;
+}
+
+class OwnCounter implements DatagramCounter {
+  taken = 0;
+
+  take(): number {
+    return ++this.taken;
+  }
+}
+
 export class Sealer {
   readonly senderId: number;
   readonly #key: Buffer;
   readonly #keyId: number;
   readonly #nonce = Buffer.alloc(NONCE_BYTES);
-  #counter = 0;
+  readonly #counter: DatagramCounter;
 
-  constructor(key: SnapshotKey, senderId: number) {
+  /** `counter`: shared by all who seal as this sender. */
+  constructor(key: SnapshotKey, senderId: number, counter: DatagramCounter = new OwnCounter()) {
     this.senderId = senderId;
     this.#keyId = key.id;
     this.#key = key.senderKey(senderId);
+    this.#counter = counter;
   }
 
-  /** How many it has sealed. */
+  /** How many were sealed as this sender. */
   get counter(): number {
-    return this.#counter;
+    return this.#counter.taken;
   }
 
   seal(kind: DatagramKind, body: Buffer): Buffer {
@@ -133,15 +149,15 @@ export class Sealer {
 
   /** Puts a datagram at the start of `into`; returns its length. */
   sealInto(into: Buffer, kind: DatagramKind, body: Buffer): number {
-    this.#counter++;
+    const counter = this.#counter.take();
     const length = HEADER_BYTES + body.length + TAG_BYTES;
     into[OFFSET.version] = VERSION;
     into[OFFSET.kind] = kind;
     writeInteger(into, OFFSET.keyId, this.#keyId);
     writeInteger(into, OFFSET.sender, this.senderId);
-    into.writeUIntLE(this.#counter, OFFSET.counter, COUNTER_BYTES);
+    into.writeUIntLE(counter, OFFSET.counter, COUNTER_BYTES);
     into.writeUInt16LE(length, OFFSET.length);
-    writeInteger(this.#nonce, NONCE_COUNTER, this.#counter);
+    writeInteger(this.#nonce, NONCE_COUNTER, counter);
     aead.seal(this.#key, this.#nonce, body, into, HEADER_BYTES);
     return length;
   }

@@ -46,6 +46,8 @@ export type MemoryServerStats = z.infer<typeof memoryServerStatsSchema>;
 export const receivedStatsSchema = z.object({
   host: z.string(),
   snapshot: z.string(),
+  /** Its pages come from this host now, which fetches them too: multicast does not reach here. */
+  neighbour: z.string().optional(),
   dropped,
   /** `demand`: a clone waited for it; `others`: another host had asked for it. */
   pages: z.object({ demand: count, prefetch: count, others: count }),
@@ -63,7 +65,12 @@ export const receivedStatsSchema = z.object({
   /** Datagrams by which the memory server finds out what size comes whole. */
   probes: count,
   timesLeftGroup: count,
-  now: z.object({ roundTripMs: count, prefetchWindowPages: count }),
+  now: z.object({
+    roundTripMs: count,
+    prefetchWindowPages: count,
+    /** `unicast`: its multicast does not come here. */
+    delivery: z.enum(['group', 'unicast']),
+  }),
 });
 export type ReceivedStats = z.infer<typeof receivedStatsSchema>;
 

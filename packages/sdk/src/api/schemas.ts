@@ -295,6 +295,8 @@ export const pagerObjectStatsSchema = z.object({
   /** Pages of other hosts that READs got here, and those of them that had to be waited for. */
   replicaPages: bytes,
   demandedPages: bytes,
+  /** Pages that clones waited for first, on any host, as far as they are recorded. */
+  firstTouches: bytes,
   /** Pages that only other hosts have, by host. */
   dependsOn: z.record(z.string(), bytes),
 });

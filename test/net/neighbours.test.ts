@@ -1,0 +1,90 @@
+// A tree of neighbours, where multicast does not reach: what the host that has the pages sends does
+// not grow with the number of those that fetch them, and a neighbour may die.
+
+import { expect, test } from 'vitest';
+import { whyNoNetHosts } from '../../packages/clone-agent/src/system/net-hosts.js';
+import { eventually } from '../support/eventually.js';
+import { NeighbourHosts } from '../support/neighbour-hosts.js';
+
+const PAGES = 2048;
+const LAYER_BYTES = PAGES * 4096;
+/** As `Neighbours` places six hosts. */
+const TREE = [0, 0, 1, 1, 2, 2];
+const SIX = [1, 2, 3, 4, 5, 6];
+/** Two copies, and headers, greetings and what is asked before it is known how pages come. */
+const COPIES_MAX = 2.3;
+const reason = whyNoNetHosts();
+
+for (const [how, atOnce] of [
+  ['by prefetch', 0],
+  ['page by page', 4],
+] as const) {
+  test.skipIf(reason)(`six hosts fetch all ${how}: home sends two copies`, async () => {
+    await using hosts = await NeighbourHosts.start({ pageCount: PAGES, asks: TREE });
+    await hosts.fetch(SIX, { atOnce });
+    for (const host of SIX) expect(await hosts.hash(host), `host ${host}`).toBe(hosts.rightHash);
+    const sent = hosts.net.hosts[0]!.counters().bytesSent;
+    expect(sent / LAYER_BYTES).toBeLessThan(COPIES_MAX);
+    expect((await hosts.received(3)).neighbour).toBe('beta');
+    const { pagesSent, sent: by } = await hosts.served(hosts.of(1).server);
+    expect(pagesSent).toMatchObject({ absent: 0 });
+    expect(by.unicast.bytes).toBeGreaterThan(2 * LAYER_BYTES);
+  });
+}
+
+test.skipIf(reason)('a host whose neighbour dies while pages come goes on', async () => {
+  await using hosts = await NeighbourHosts.start({ pageCount: PAGES, asks: [0, 1] });
+  const fetched = hosts.fetch([2], { atOnce: 8 });
+  await eventually(async () => {
+    expect((await hosts.received(2)).pages.demand).toBeGreaterThan(PAGES / 8);
+  });
+  expect((await hosts.received(2)).neighbour).toBe('beta');
+  const { server, fetcher } = hosts.of(1);
+  await Promise.all([server.kill(), fetcher.kill()]);
+  await fetched;
+  expect(await hosts.hash(2)).toBe(hosts.rightHash);
+  expect((await hosts.received(2)).neighbour).toBeUndefined();
+});
+
+test.skipIf(reason)('a neighbour that serves and fetches nothing is given up', async () => {
+  await using hosts = await NeighbourHosts.start({ pageCount: PAGES, asks: [0, 1] });
+  await hosts.of(1).fetcher.kill();
+  await hosts.fetch([2], { atOnce: 8 });
+  expect(await hosts.hash(2)).toBe(hosts.rightHash);
+  expect((await hosts.received(2)).neighbour).toBeUndefined();
+});
+
+test.skipIf(reason)('a neighbour that has let go of the snapshot says so', async () => {
+  await using hosts = await NeighbourHosts.start({ pageCount: PAGES, asks: [0, 1] });
+  await hosts.fetch([2], { atOnce: 8, count: PAGES / 2 });
+  expect((await hosts.received(2)).neighbour).toBe('beta');
+  await hosts.letGo(1);
+  await hosts.fetch([2], { atOnce: 8 });
+  expect(await hosts.hash(2)).toBe(hosts.rightHash);
+  const { pagesLost, neighbour } = await hosts.received(2);
+  expect(neighbour).toBeUndefined();
+  expect(pagesLost.absent).toBeGreaterThan(0);
+});
+
+test.skipIf(reason)('where multicast reaches, no neighbour is asked', async () => {
+  const asks = [0, 1];
+  const isMulticastBlocked = false;
+  await using hosts = await NeighbourHosts.start({ pageCount: PAGES, asks, isMulticastBlocked });
+  await hosts.fetch([1, 2], { atOnce: 8 });
+  expect(await hosts.hash(2)).toBe(hosts.rightHash);
+  expect((await hosts.served(hosts.of(1).server)).requests).toBe(0);
+});
+
+test.skipIf(reason)('what a host has let go for newer pages it fetches again', async () => {
+  const replicaBytesMax = [LAYER_BYTES / 4, LAYER_BYTES];
+  await using hosts = await NeighbourHosts.start({
+    pageCount: PAGES,
+    asks: [0, 1],
+    replicaBytesMax,
+  });
+  await hosts.fetch([1], { atOnce: 8 });
+  await hosts.fetch([2], { atOnce: 8 });
+  expect(await hosts.hash(2)).toBe(hosts.rightHash);
+  // Most of what it fetched for itself had gone.
+  expect((await hosts.received(1)).pages.demand).toBeGreaterThan(PAGES * 1.5);
+});

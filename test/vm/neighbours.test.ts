@@ -1,0 +1,114 @@
+// Clones on four hosts that multicast does not reach, with real agents and real VMs: the third host
+// gets its pages of one of the others that fetch them, and goes on when that one ends.
+
+import type { Vm } from '@snowfork/sdk';
+import type { ReceivedStats } from '@snowfork/sdk/api';
+import { afterAll, afterEach, beforeAll, expect, it } from 'vitest';
+import { clonesOf, describeVms, endVms, sh } from '../fixtures/guests.js';
+import {
+  type ClusterHost,
+  type ClusterHosts,
+  joinHosts,
+  processOf,
+} from '../support/cluster-hosts.js';
+import { eventually } from '../support/eventually.js';
+
+const DATA_MIB = 12;
+const MAKE_DATA = `dd if=/dev/urandom of=/dev/shm/data bs=1M count=${DATA_MIB} 2>/dev/null`;
+const HASH = 'md5sum < /dev/shm/data';
+const MEMORY_SERVER = 'memserver/dist/main.js';
+const SETUP_MS = 180_000;
+
+describeVms('a cluster of four hosts that multicast does not reach', () => {
+  let cluster: ClusterHosts;
+  let vm: Vm;
+  let hash: string;
+
+  beforeAll(async () => {
+    // Or a clone may have all that it needs before a test does anything to its neighbour.
+    cluster = await joinHosts(4, { replayFirstTouches: false });
+    for (const { net } of cluster.hosts) await net.blockMulticast();
+    vm = await cluster.hosts[0]!.sf.launch('minimal');
+    hash = await sh(vm, `${MAKE_DATA}; ${HASH}`);
+  }, SETUP_MS);
+
+  afterEach(async () => {
+    if (vm !== undefined) await endVms(cluster.hosts[0]!.sf, [vm]);
+  });
+
+  afterAll(async () => {
+    await cluster?.close();
+  });
+
+  const hostNamed = (name: string) => cluster.hosts.find((host) => host.name === name)!;
+  const forkOver = async (hosts: readonly ClusterHost[]) =>
+    clonesOf(await vm.fork(hosts.length, { hosts: hosts.map(({ name }) => name) }));
+
+  /** What a host has received of the clones' memory: disks are kept for the next clones. */
+  async function memoryOf({ sf }: ClusterHost): Promise<ReceivedStats | undefined> {
+    const { received } = (await sf.stats()).network!;
+    return received.find(({ snapshot }) => snapshot !== vm.initialInfo.snapshot);
+  }
+
+  /** The host that gets pages of another one, and that one. */
+  async function pair(): Promise<{ child: ClusterHost; parent: ClusterHost; served: string }> {
+    for (const child of cluster.hosts) {
+      const by = await memoryOf(child);
+      if (by?.neighbour === undefined) continue;
+      return { child, parent: hostNamed(by.neighbour), served: `${by.snapshot} of ${by.host}` };
+    }
+    throw new Error('nobody has a neighbour');
+  }
+
+  it('serves one of them from another that fetches the same', async () => {
+    const clones = await forkOver(cluster.hosts.slice(1));
+    const hashes = await Promise.all(clones.map((clone) => sh(clone, HASH)));
+    expect(hashes).toEqual([hash, hash, hash]);
+    const { child, parent, served } = await pair();
+    expect([child.name, parent.name]).not.toContain('alpha');
+    const { network } = await parent.sf.stats();
+    expect(network!.served.snapshots[served]!.sent.unicast.bytes).toBeGreaterThan(
+      DATA_MIB * 2 ** 20,
+    );
+  });
+
+  it('goes on without it', async () => {
+    const clones = await forkOver(cluster.hosts.slice(1));
+    const { child, parent } = await pair();
+    const clone = clones.find(({ initialInfo }) => initialInfo.host === child.name)!;
+    await parent.net.cutOff();
+    expect(await sh(clone, HASH)).toBe(hash);
+    await parent.net.heal();
+    await parent.net.blockMulticast();
+  });
+
+  it('is served on when agent and memory server of its neighbour are killed', async () => {
+    const clones = await forkOver(cluster.hosts.slice(1));
+    const { child, parent, served } = await pair();
+    parent.agent.kill('SIGKILL');
+    await cluster.startAgain(parent);
+    const killed = processOf(parent, MEMORY_SERVER);
+    process.kill(killed, 'SIGKILL');
+    await eventually(() => expect(processOf(parent, MEMORY_SERVER)).not.toBe(killed));
+    const clone = clones.find(({ initialInfo }) => initialInfo.host === child.name)!;
+    expect(await sh(clone, HASH)).toBe(hash);
+    expect(await memoryOf(child)).toMatchObject({ neighbour: parent.name });
+    const { network } = await parent.sf.stats();
+    expect(network!.served.snapshots).toHaveProperty([served]);
+  });
+
+  it('is told by one that needs the snapshot no more', async () => {
+    const clones = await forkOver(cluster.hosts.slice(1));
+    const { child, parent } = await pair();
+    const cloneOn = ({ name }: ClusterHost) =>
+      clones.find(({ initialInfo }) => initialInfo.host === name)!;
+    await cloneOn(parent).kill();
+    await eventually(async () => {
+      expect(await memoryOf(parent)).toBeUndefined();
+    });
+    expect(await sh(cloneOn(child), HASH)).toBe(hash);
+    const received = await memoryOf(child);
+    expect(received).not.toHaveProperty('neighbour');
+    expect(received!.pagesLost.absent).toBeGreaterThan(0);
+  });
+});
