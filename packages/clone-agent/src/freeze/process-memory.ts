@@ -87,7 +87,10 @@ export class ProcessMemory {
   privatePages(): PageRuns {
     const found = new RunList();
     try {
-      if (!this.#canScan || !this.#scanPagemap(found)) {
+      if (this.#canScan && this.#scanPagemap(found)) {
+        // The scan of a process that has ended finds nothing, as if it had written nothing.
+        this.#assertThere();
+      } else {
         this.#canScan = false;
         this.#readPagemap(found);
       }
@@ -178,15 +181,22 @@ export class ProcessMemory {
     return true;
   }
 
+  /** The page map, unlike its scan, has an end at once when its process is gone. */
+  #assertThere(): void {
+    const firstEntry = (this.mapping.startAddress / PAGE_BYTES) * PAGEMAP_ENTRY_BYTES;
+    readFully(this.#pagemap, oneEntry, 0, PAGEMAP_ENTRY_BYTES, firstEntry);
+  }
+
   /** What every kernel has: 8 bytes for each page, mapped or not. */
   #readPagemap(found: RunList): void {
     const { startAddress, pages } = this.mapping;
-    const block = Buffer.allocUnsafe(Math.min(pages, PAGEMAP_BLOCK_PAGES) * 8);
+    const block = Buffer.allocUnsafe(Math.min(pages, PAGEMAP_BLOCK_PAGES) * PAGEMAP_ENTRY_BYTES);
     for (let page = 0; page < pages; page += PAGEMAP_BLOCK_PAGES) {
       const count = Math.min(pages - page, PAGEMAP_BLOCK_PAGES);
-      readFully(this.#pagemap, block, 0, count * 8, (startAddress / PAGE_BYTES + page) * 8);
+      const at = (startAddress / PAGE_BYTES + page) * PAGEMAP_ENTRY_BYTES;
+      readFully(this.#pagemap, block, 0, count * PAGEMAP_ENTRY_BYTES, at);
       for (let i = 0; i < count; i++) {
-        const flags = block[i * 8 + 7]!;
+        const flags = block[i * PAGEMAP_ENTRY_BYTES + 7]!;
         const isThere = (flags & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED)) !== 0;
         if (isThere && (flags & PAGEMAP_FILE) === 0) found.add(page + i, 1);
       }
@@ -248,9 +258,11 @@ function isPath(shown: string, path: string): boolean {
 const WORD = 2 ** 32;
 const VECTOR_WORDS = 4; // struct iovec: u64 address, u64 length; here as pairs of 32 bits
 const PAGEMAP_BLOCK_PAGES = 131_072; // 1 MiB of page map
+const PAGEMAP_ENTRY_BYTES = 8;
 const PAGEMAP_PRESENT = 0x80; // bit 63
 const PAGEMAP_SWAPPED = 0x40; // bit 62
 const PAGEMAP_FILE = 0x20; // bit 61
+const oneEntry = Buffer.alloc(PAGEMAP_ENTRY_BYTES);
 
 const PAGEMAP_SCAN = 0xc0606610; // _IOWR('f', 16, struct pm_scan_arg)
 /** Index of each u64 of struct pm_scan_arg (linux/fs.h). */
