@@ -38,6 +38,10 @@ if (sum('passed') + failed + skipped === 0) {
   process.stdout.write('no test file has such a name\n');
   failed = 1;
 }
+// Named once more where they are seen: their reports stand among thousands of lines.
+for (const failure of counts.flatMap((count) => count.failures)) {
+  process.stdout.write(`failed: ${failure}\n`);
+}
 process.stdout.write(`${sum('passed')} passed, ${failed} failed\n`);
 process.exit(failed === 0 ? 0 : 1);
 
@@ -65,7 +69,7 @@ async function runTests(project, output) {
 }
 
 function count(results, status) {
-  const counted = { passed: 0, failed: 0, skipped: 0 };
+  const counted = { passed: 0, failed: 0, skipped: 0, failures: [] };
   if (fs.existsSync(results)) {
     const report = JSON.parse(fs.readFileSync(results, 'utf8'));
     counted.passed = report.numPassedTests;
@@ -75,8 +79,20 @@ function count(results, status) {
       (file) => file.status === 'failed' && file.assertionResults.length === 0,
     );
     counted.failed = report.numFailedTests + broken.length;
+    counted.failures = report.testResults.flatMap(failuresOf);
   }
   // The run itself can fail without a failed test: an unhandled error, a crash of the runner.
-  if (status !== 0 && counted.failed === 0) counted.failed = 1;
+  if (status !== 0 && counted.failed === 0) {
+    counted.failed = 1;
+    counted.failures = [`the run of ${path.basename(results, '.json')} ended with ${status}`];
+  }
   return counted;
+}
+
+/** @returns a line for each failed test of a file, or one for a file that could not be loaded */
+function failuresOf(file) {
+  const name = path.relative(root, file.name);
+  const failed = file.assertionResults.filter((test) => test.status === 'failed');
+  if (failed.length === 0 && file.status === 'failed') return [`${name}: ${file.message}`];
+  return failed.map((test) => `${name}: ${test.fullName}: ${test.failureMessages.join('; ')}`);
 }
