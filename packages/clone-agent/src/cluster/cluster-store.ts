@@ -63,6 +63,13 @@ export interface FamilyRequest {
   readonly max: number;
 }
 
+/** What a host has of each family. */
+export interface FamilyCounts {
+  readonly counts: ReadonlyMap<string, number>;
+  /** Such as ask for more at the moment: what they take is not in `counts` yet, and stands. */
+  readonly unsettled: ReadonlySet<string>;
+}
+
 export interface HostSlots {
   readonly host: string;
   readonly slots: number;
@@ -92,7 +99,7 @@ export interface ClusterStore {
   /** As many of them as the family may still have; they count at once. */
   takeOfFamily(request: FamilyRequest): Promise<number>;
   /** VMs by family, of this host's tickets. */
-  publishFamilies(counts: ReadonlyMap<string, number>): Promise<void>;
+  publishFamilies(counts: FamilyCounts): Promise<void>;
   /** What a ticket has of a host is used, or not wanted. */
   release(ticket: string, host: string): Promise<void>;
   /** Shown to the store from now on, by this host's member of it too. */

@@ -15,7 +15,7 @@ import {
   removeClusterFile,
   writeClusterFile,
 } from './cluster-file.js';
-import type { ClusterStore, HostRecord, HostReservation } from './cluster-store.js';
+import type { ClusterStore, FamilyCounts, HostRecord, HostReservation } from './cluster-store.js';
 import { admit, askToJoin } from './joining.js';
 import type { PeerHandlers, PeerMethod, PeerParams, PeerResult } from './peer-methods.js';
 import { PeerServer } from './peer-server.js';
@@ -50,7 +50,7 @@ export interface ClusterContext {
   opened(): void;
   room(): HostRecord['room'];
   /** VMs by family, of this host's tickets. */
-  families(): ReadonlyMap<string, number>;
+  families(): FamilyCounts;
   hostLost(host: string, reason: string): void;
   /** Whatever this host needs of that one is brought here. */
   detachFrom(host: string, signal: AbortSignal): Promise<unknown>;

@@ -7,7 +7,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { z } from 'zod';
-import type { FamilyRequest } from './cluster-store.js';
+import type { FamilyCounts, FamilyRequest } from './cluster-store.js';
 import type { EtcdLink } from './etcd-link.js';
 import type { EtcdMirror, Pair } from './etcd-mirror.js';
 
@@ -53,15 +53,19 @@ export class EtcdFamilies {
   }
 
   /** What this host counts now; a family that another changes meanwhile gets its turn later. */
-  async publish(here: string, counts: ReadonlyMap<string, number>): Promise<void> {
+  async publish(here: string, { counts, unsettled }: FamilyCounts): Promise<void> {
     const known = this.#mirror.below(KIND).map(({ key }) => key.slice(KIND.length));
-    for (const family of new Set([...known, ...counts.keys()])) {
+    const families = [...new Set([...known, ...counts.keys()])];
+    // All is looked up before the first is told: what is taken meanwhile is not counted yet, and its
+    // family has changed then.
+    const changes = families.flatMap((family) => {
       const before = this.#mirror.get(`${KIND}${family}`);
       const vms = counts.get(family) ?? 0;
-      if ((readCounts(before)[here] ?? 0) === vms) continue;
+      if (unsettled.has(family) || (readCounts(before)[here] ?? 0) === vms) return [];
       const others = this.#others(before, here);
-      await this.#put(family, vms === 0 ? others : { ...others, [here]: vms }, before);
-    }
+      return [{ family, before, counts: vms === 0 ? others : { ...others, [here]: vms } }];
+    });
+    for (const change of changes) await this.#put(change.family, change.counts, change.before);
   }
 
   #others(pair: Pair | undefined, here: string): Counts {

@@ -15,6 +15,7 @@ import type { Logger } from 'pino';
 import type { z } from 'zod';
 import {
   type ClusterStore,
+  type FamilyCounts,
   type FamilyRequest,
   type HostIdentity,
   type HostRecord,
@@ -212,7 +213,7 @@ export class EtcdStore implements ClusterStore {
     return await this.#families.take(request);
   }
 
-  async publishFamilies(counts: ReadonlyMap<string, number>): Promise<void> {
+  async publishFamilies(counts: FamilyCounts): Promise<void> {
     await this.#families.publish(this.#joined.name, counts);
   }
 

@@ -19,6 +19,7 @@ import {
 import type { Logger } from 'pino';
 import { z } from 'zod';
 import type { StartedClone } from '../cluster/clone-methods.js';
+import type { FamilyCounts } from '../cluster/cluster-store.js';
 import { type ChannelHandlers, encodeResponse, type PendingRequest } from '../guest/channel.js';
 import type { QemuProcess } from '../hypervisor/qemu.js';
 import type { Settings } from '../settings.js';
@@ -298,40 +299,30 @@ export class Families {
     const { others, settings } = this.#context;
     if (others === undefined) return here;
     const { family } = vm;
-    const counted = this.#counted(family);
+    const counted = this.#countedByFamily().get(family) ?? 0;
     const of = { family, counted, asked: here.clones, max: settings.familyVmsMax };
     const clones = await others.takeOfFamily(of);
     return clones === here.clones ? here : this.limits.granted(vm, { asked, clones });
   }
 
-  /**
-   * By family, VMs of this host's tickets wherever they run, and such as nobody else counts. Families
-   * that ask for more at the moment are left out: what they get is counted already.
-   */
-  countedHere(): Map<string, number> {
-    const counts = new Map<string, number>();
-    for (const { family } of this.running()) {
-      if (!this.#turns.has(family)) counts.set(family, this.#counted(family));
-    }
-    for (const { family, home, done } of this.tickets.all()) {
-      if (family === undefined || home !== undefined || done || this.#turns.has(family)) continue;
-      counts.set(family, this.#counted(family));
-    }
-    return counts;
+  /** VMs of this host's tickets wherever they run, and such as nobody else counts. */
+  countedHere(): FamilyCounts {
+    return { counts: this.#countedByFamily(), unsettled: new Set(this.#turns.keys()) };
   }
 
-  #counted(family: string): number {
-    let counted = 0;
+  #countedByFamily(): Map<string, number> {
+    const counts = new Map<string, number>();
+    const add = (family: string, vms: number) =>
+      counts.set(family, (counts.get(family) ?? 0) + vms);
     const isMember = (host: string) => this.#context.others?.isMember(host) === true;
-    for (const ticket of this.tickets.all()) {
-      if (ticket.family !== family) continue;
+    for (const { family, home, slots } of this.tickets.all()) {
       // Of a ticket of another host, that one counts them, as long as it is there.
-      if (ticket.home !== undefined && isMember(ticket.home)) continue;
-      counted += ticket.slots.filter(({ status }) => status === 'running').length;
+      if (family === undefined || (home !== undefined && isMember(home))) continue;
+      add(family, slots.filter(({ status }) => status === 'running').length);
     }
     // One that was launched.
-    for (const vm of this.running()) if (vm.family === family && vm.cloneId === 0) counted++;
-    return counted;
+    for (const { family, cloneId } of this.running()) if (cloneId === 0) add(family, 1);
+    return counts;
   }
 
   #inFamilyTurn<T>(family: string, work: () => Promise<T>): Promise<T> {
