@@ -11,7 +11,8 @@ import { root, setUp } from './setup.mjs';
 
 // The documentation's lines for curl are run; hosts of a network are network namespaces.
 // Clusters have their store in etcd.
-setUp({ curl: 'curl', iproute2: 'ip', nftables: 'nft', 'etcd-server': 'etcd' });
+// What packs initramfs is held against cpio.
+setUp({ cpio: 'cpio', curl: 'curl', iproute2: 'ip', nftables: 'nft', 'etcd-server': 'etcd' });
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'snowfork-test-'));
 const counts = (
   await Promise.all([
