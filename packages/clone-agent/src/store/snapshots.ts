@@ -267,7 +267,7 @@ export class SnapshotStore {
     const { size } = fs.statSync(layer.path);
     const sizeBytes = Math.ceil(size / PAGE_BYTES) * PAGE_BYTES;
     fs.truncateSync(layer.path, sizeBytes);
-    return { name, sizeBytes, map: `${name}.map`, layers: [layer.id] };
+    return storedObject({ name, sizeBytes, layers: [layer.id] });
   }
 
   /**
@@ -304,14 +304,10 @@ export class SnapshotStore {
       pages,
       layerBytes: 0,
       deviceStateBytes: descriptor.deviceState.length,
-      objects: [
-        ...own.map(({ map: _, ...object }) => ({ ...object, map: mapName(object) })),
-        ...objects,
-      ],
+      objects: [...own.map(storedObject), ...objects],
       guest,
     };
     const snapshot = this.#makeTaken(file, descriptor, own);
-    fs.writeFileSync(this.deviceState(snapshot), descriptor.deviceState, { mode: 0o600 });
     await this.#events.ready(id, { first: descriptor.faults });
     this.#events.changed(id);
     return snapshot;
@@ -333,10 +329,7 @@ export class SnapshotStore {
     const file: SnapshotFile = {
       ...{ version: 1, number: this.#nextSnapshot++, id, createdAt, kept: false, machine },
       ...{ pages: NO_PAGES, layerBytes: 0, deviceStateBytes: 0, guest: { pending: [] } },
-      objects: objects.map(({ map: _, owner: __, ...object }) => ({
-        ...object,
-        map: mapName(object),
-      })),
+      objects: objects.map(storedObject),
     };
     const disks = this.#makeTaken(file, descriptor, objects);
     this.#keepLately(disks);
@@ -358,6 +351,10 @@ export class SnapshotStore {
     for (const [index, object] of own.entries()) {
       fs.writeFileSync(path.join(folder, mapName(object)), encodePageMap(maps[index]!));
     }
+    if (file.deviceStateBytes > 0) {
+      fs.writeFileSync(this.deviceState(snapshot), descriptor.deviceState, { mode: 0o600 });
+    }
+    // Last: with it the snapshot is whole.
     writeSnapshotFile(snapshot);
     this.#snapshots.set(file.id, snapshot);
     return snapshot;
@@ -647,6 +644,11 @@ export function goneSnapshot(id: string, machine: Machine): Snapshot {
     guest: { pending: [] },
   };
   return newSnapshot(file, '', false);
+}
+
+function storedObject(of: { name: string; sizeBytes: number; layers: string[] }): OwnObject {
+  const { name, sizeBytes, layers } = of;
+  return { name, sizeBytes, map: mapName(of), layers };
 }
 
 function mapName({ name }: { readonly name: string }): string {
