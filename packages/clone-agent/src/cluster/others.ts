@@ -149,19 +149,19 @@ export class OtherHosts implements Others {
   }
 
   #server(): Promise<MemoryServerKeeper> {
+    this.#memoryServer ??= this.#openServer().catch((cause) => {
+      this.#memoryServer = undefined;
+      throw SnowforkError.from(cause);
+    });
+    return this.#memoryServer;
+  }
+
+  #openServer(): Promise<MemoryServerKeeper> {
     const { cluster, runFolder, log, journal, settings } = this.#context;
     const { address } = cluster.file.host;
     const bitsPerSecond = settings.linkBitsPerSecond ?? linkSpeed(address);
     const linkBytesPerSecond = bitsPerSecond === undefined ? undefined : bitsPerSecond / 8;
-    const server =
-      this.#memoryServer ??
-      MemoryServerKeeper.open({
-        ...{ runFolder, log, journal, address, linkBytesPerSecond, port: 0 },
-      }).catch((cause) => {
-        this.#memoryServer = undefined;
-        throw SnowforkError.from(cause);
-      });
-    this.#memoryServer = server;
-    return server;
+    const of = { runFolder, log, journal, address, linkBytesPerSecond, port: 0 };
+    return MemoryServerKeeper.open(of);
   }
 }
