@@ -32,6 +32,7 @@ test('a page is here from when it is set until it is cleared', () => {
   ]);
   expect(held.hasAll(31, 2)).toBe(true);
   expect(held.hasAll(31, 3)).toBe(false);
+  expect([...held.pages()]).toEqual([0, 31, 32, PAGES - 1]);
   held.clear([31], () => {});
   expect(held.has(31)).toBe(false);
   expect(held.has(32)).toBe(true);

@@ -82,6 +82,14 @@ export class HeldPages {
     return (Atomics.load(this.#cells, WORDS + (page >>> 5)) & (1 << (page & 31))) !== 0;
   }
 
+  /** Those that are here, in order. */
+  *pages(): Generator<number> {
+    for (let word = 0; word < this.#cells.length - WORDS; word++) {
+      let bits = Atomics.load(this.#cells, WORDS + word);
+      for (; bits !== 0; bits &= bits - 1) yield word * 32 + 31 - Math.clz32(bits & -bits);
+    }
+  }
+
   hasAll(firstPage: number, count: number): boolean {
     for (let page = firstPage; page < firstPage + count; page++) if (!this.has(page)) return false;
     return true;

@@ -13,7 +13,7 @@ import type { Loaded, Registry } from './objects.js';
 import { Outcome, type PageServer } from './page-server.js';
 import { BLOCK_PAGES } from './push-windows.js';
 import { LostPageError, type RemotePages } from './remote-pages.js';
-import { Counter, pagesCovered, type ServedObject } from './served-object.js';
+import { Counter, onePageOf, pagesCovered, type ServedObject } from './served-object.js';
 import type { FuseReplies } from './session.js';
 import { LOST_FILE, snapshotFolder } from './snapshot-file.js';
 
@@ -149,19 +149,22 @@ export class DeferredReads {
   #fetchOne(read: DeferredRead): boolean {
     const { header, wanted, isAsked } = read;
     const { nodeid } = header;
-    if (wanted.sizeBytes !== PAGE_BYTES || wanted.offset % PAGE_BYTES !== 0) return false;
-    const page = wanted.offset / PAGE_BYTES;
-    const isWaitedFor = this.#remote.fetchOne(nodeid, page, isAsked, (error, bytes, offset) => {
-      const object = this.#server.objects.get(nodeid);
-      if (object === undefined) this.#replies.error(header, EIO);
-      else if (error !== undefined) {
-        this.#fail(object, error);
-        this.#replies.error(header, EIO);
-      } else if (bytes === undefined) this.#startWaiting(read);
-      else {
-        this.#server.answerPage(header, page, bytes.subarray(offset, offset! + PAGE_BYTES));
+    const page = onePageOf(wanted);
+    if (page === undefined) return false;
+    const isWaitedFor = this.#remote.fetchOne(nodeid, page, isAsked, {
+      came: (bytes, offset) => {
+        const object = this.#server.objects.get(nodeid);
+        if (object === undefined) return this.#replies.error(header, EIO);
+        const content = bytes.subarray(offset, offset + PAGE_BYTES);
+        this.#server.answerPage(object, header, page, content);
         this.#answered(read.startedAt);
-      }
+      },
+      settled: (error) => {
+        if (error === undefined) return this.#startWaiting(read);
+        const object = this.#server.objects.get(nodeid);
+        if (object !== undefined) this.#fail(object, error);
+        this.#replies.error(header, EIO);
+      },
     });
     if (isWaitedFor) this.#server.objects.get(nodeid)?.count(Counter.demandedPages, 1);
     return isWaitedFor;

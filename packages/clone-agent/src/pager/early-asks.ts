@@ -3,9 +3,8 @@
 // it and asks again; nothing here does. One in each serving thread.
 
 import { type AskingTerms, PageAsker } from '@snowfork/memserver/asking';
-import { PAGE_BYTES } from '@snowfork/memserver/pages';
 import type { ReadArguments } from './fuse-wire.js';
-import type { ServedObject } from './served-object.js';
+import { onePageOf, type ServedObject } from './served-object.js';
 
 /** A layer of which pages can be asked for. */
 export interface AskableLayer {
@@ -43,9 +42,9 @@ export class EarlyAsks {
   }
 
   /** For a READ that has to wait: whether its page has been asked for. Of more pages none is. */
-  ask({ shared, paged }: ServedObject, { offset, sizeBytes }: ReadArguments): boolean {
-    if (sizeBytes !== PAGE_BYTES || offset % PAGE_BYTES !== 0) return false;
-    const page = offset / PAGE_BYTES;
+  ask({ shared, paged }: ServedObject, wanted: ReadArguments): boolean {
+    const page = onePageOf(wanted);
+    if (page === undefined) return false;
     const askable = this.#objects.get(shared.nodeid)?.[paged.layerOf(page)];
     return askable?.asker.ask(askable.number, page) ?? false;
   }

@@ -4,6 +4,8 @@
 
 import { BLOCK_PAGES } from './push-windows.js';
 
+/** Pages that other hosts are told of: 512 MiB. */
+export const LIKELY_PAGES_MAX = 131_072;
 /** 16 MiB: what a program touches until it runs. */
 const IN_ORDER_PAGES = 4096;
 /** What was pushed beside a touched page was never asked for: such a block is wanted whole. */

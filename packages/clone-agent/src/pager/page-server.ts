@@ -66,25 +66,24 @@ export class PageServer {
     const read = mayWait ? readWaiting : this.#readLayer;
     const outcome = this.#answer(object, request, wanted.offset, sizeBytes, firstPage, count, read);
     if (outcome !== Outcome.answered) return outcome;
-    if (object.isMemory) {
-      object.clearUnderWay(firstPage, count);
-      if (count === 1 && !object.paged.isZero(firstPage, 1)) object.recordFault(firstPage);
-      this.#pushAround(object, firstPage, count);
-    }
+    this.#answered(object, firstPage, count);
     return outcome;
   }
 
-  /** With a page that has just come, and is in no layer here yet. */
-  answerPage(request: RequestHeader, page: number, bytes: Buffer): void {
+  /** With a page of an open object that has just come, and is in no layer here yet. */
+  answerPage(object: ServedObject, request: RequestHeader, page: number, bytes: Buffer): void {
     this.#replies.result(request, bytes);
-    const object = this.objects.get(request.nodeid);
-    if (object === undefined) return;
     object.count(Counter.reads, 1);
     object.count(Counter.replicaPages, 1);
+    this.#answered(object, page, 1);
+  }
+
+  /** What follows an answer: it was a first touch, and what is beside it will be wanted too. */
+  #answered(object: ServedObject, firstPage: number, count: number): void {
     if (!object.isMemory) return;
-    object.clearUnderWay(page, 1);
-    object.recordFault(page);
-    this.#pushAround(object, page, 1);
+    object.clearUnderWay(firstPage, count);
+    if (count === 1 && !object.paged.isZero(firstPage, 1)) object.recordFault(firstPage);
+    this.#pushAround(object, firstPage, count);
   }
 
   #answer(

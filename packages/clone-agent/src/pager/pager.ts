@@ -6,7 +6,7 @@ import type { Command } from '@snowfork/memserver/control';
 import { z } from 'zod';
 import { DeferredReads } from './deferred-reads.js';
 import { Filesystem } from './filesystem.js';
-import { inSweeps } from './first-touches.js';
+import { inSweeps, LIKELY_PAGES_MAX } from './first-touches.js';
 import {
   decodeHeader,
   decodeRead,
@@ -21,7 +21,7 @@ import { Registry } from './objects.js';
 import { Openers } from './openers.js';
 import { PageServer } from './page-server.js';
 import { RemotePages, wantedSchema } from './remote-pages.js';
-import { Counter, LIKELY_PAGES_MAX, ServedObject } from './served-object.js';
+import { Counter, ServedObject } from './served-object.js';
 import { FuseReplies } from './session.js';
 import { StoreRequests } from './stores.js';
 import { AnsweredRequests, mapTakenRequests } from './taken.js';

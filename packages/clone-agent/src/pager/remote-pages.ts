@@ -54,15 +54,13 @@ export class LostPageError extends Error {
   override readonly name = 'LostPageError';
 }
 
-/**
- * Called once: with the error, or when the page is here. Where its bytes have only just come they are
- * at `offset` until this returns.
- */
-export type PageListener = (
-  error: LostPageError | undefined,
-  bytes?: Buffer,
-  offset?: number,
-) => void;
+/** Who waits for a page; one of the two is called, once. */
+export interface PageListener {
+  /** Its bytes have only just come: they are at `offset` until this returns, and perhaps nowhere after. */
+  came?(bytes: Buffer, offset: number): void;
+  /** The page is here, or it is not to be had. */
+  settled(error?: LostPageError): void;
+}
 
 interface Wait {
   readonly replica: Replica;
@@ -296,9 +294,9 @@ export class RemotePages {
 
   #demand(layer: RemoteLayer, page: number): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#listen(layer, page, false, (error) =>
-        error === undefined ? resolve() : reject(error),
-      );
+      this.#listen(layer, page, false, {
+        settled: (error) => (error === undefined ? resolve() : reject(error)),
+      });
     });
   }
 
@@ -390,13 +388,17 @@ export class RemotePages {
         if (replica === undefined || replica.held.has(page)) return;
         // A clone that waits for it comes first.
         const listeners = this.#take(replica, page);
-        for (const listener of listeners) listener(undefined, bytes, offset);
+        for (const listener of listeners) listener.came?.(bytes, offset);
+        const others = listeners.filter(({ came }) => came === undefined);
         try {
           replica.put(page, bytes, offset);
         } catch (error) {
-          this.#complain(`a page of ${origin.snapshot} can't be kept: ${String(error)}`);
+          const message = `a page of ${origin.snapshot} can't be kept: ${String(error)}`;
+          this.#complain(message);
+          tell(others, new LostPageError(message));
           return;
         }
+        tell(others);
         this.replicas.note(replica, page);
         this.#came(replica, page, reason);
       },
@@ -475,7 +477,7 @@ function absentLayer({ served, layers }: RemoteObject, page: number): RemoteLaye
 }
 
 function tell(listeners: readonly PageListener[], error?: LostPageError): void {
-  for (const listener of listeners) listener(error);
+  for (const listener of listeners) listener.settled(error);
 }
 
 function lostWords({ host, snapshot }: Origin, lost: LostReason): string {

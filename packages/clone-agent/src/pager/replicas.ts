@@ -84,9 +84,7 @@ export class Replicas {
       replica = new Replica(id, path.join(this.#folder, id), held);
       this.#open.set(id, replica);
       // What a pager before this one kept counts as well; its order is not known any more.
-      for (let page = 0; page < held.pageCount; page += 1) {
-        if (held.has(page)) this.#order.push({ replica, page });
-      }
+      for (const page of held.pages()) this.#order.push({ replica, page });
     }
     replica.users += 1;
     return replica;

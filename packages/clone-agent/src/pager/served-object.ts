@@ -3,6 +3,8 @@
 // by the registry on the main thread, published to the others, used by all.
 
 import { HeldPages, type Layer, PAGE_BYTES, PagedObject } from '@snowfork/memserver/pages';
+import { LIKELY_PAGES_MAX } from './first-touches.js';
+import type { ReadArguments } from './fuse-wire.js';
 import type { LayerHandle } from './layer-table.js';
 import { newPushWindowsMemory, PushWindows, type PushWindowsMemory } from './push-windows.js';
 import { THREADS } from './thread-data.js';
@@ -58,8 +60,6 @@ const LAYER_PATIENCE = 4;
 export const FAULTS_MAX = 65_536;
 /** Of these, so many may come from older snapshots: there is always room for new ones. */
 const FAULTS_INHERITED_MAX = 49_152;
-/** Pages that other hosts are told of: 512 MiB. */
-export const LIKELY_PAGES_MAX = 131_072;
 
 export function newSharedObject(
   of: Pick<SharedObject, 'nodeid' | 'snapshot' | 'name' | 'sizeBytes' | 'layers'> & {
@@ -209,4 +209,9 @@ export function clockMs(): number {
 /** How many pages a READ of so many bytes at `offset` covers. */
 export function pagesCovered(offset: number, sizeBytes: number): number {
   return Math.ceil((offset + sizeBytes) / PAGE_BYTES) - Math.floor(offset / PAGE_BYTES);
+}
+
+/** The page that a READ wants, when it wants just one. */
+export function onePageOf({ offset, sizeBytes }: ReadArguments): number | undefined {
+  return sizeBytes === PAGE_BYTES && offset % PAGE_BYTES === 0 ? offset / PAGE_BYTES : undefined;
 }

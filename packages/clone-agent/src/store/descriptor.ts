@@ -5,17 +5,16 @@ import { deflateRawSync, inflateRawSync } from 'node:zlib';
 import { decodePageMap, encodePageMap, type PageMap } from '@snowfork/memserver/pages';
 import { machineSchema, pageCountsSchema, SnowforkError } from '@snowfork/sdk/api';
 import { z } from 'zod';
+import { LIKELY_PAGES_MAX } from '../pager/first-touches.js';
 import { idSchema, LAYERS_OF_ORIGIN_MAX, originSchema } from './origins.js';
 import { familySchema, guestStateSchema } from './snapshot-file.js';
 
 /** 1 TiB of RAM; a map is highly compressible, so the deflated size says nothing. */
 const MAP_BYTES_MAX = 2 ** 29 + 64;
 const OBJECTS_MAX = 14;
-/** As the pager tells them. */
-const FAULTS_MAX = 131_072;
 
 /** Pages in the order in which clones touched them. */
-export const touchesSchema = z.array(z.number().int().nonnegative()).max(FAULTS_MAX);
+export const touchesSchema = z.array(z.number().int().nonnegative()).max(LIKELY_PAGES_MAX);
 
 const bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array);
 
