@@ -196,21 +196,27 @@ describeVms('a cluster of three hosts', () => {
     };
     // Of earlier snapshots of the family, of which none has read the data.
     const { firstTouches: inherited } = await memoryOn(alpha);
-    const cloneOn = async (host: ClusterHost) => {
+    const prefetchedOn = async ({ sf }: ClusterHost) => {
+      const received = (await sf.stats()).network?.received;
+      return received?.find((of) => of.snapshot === snapshot.id)?.pages.prefetch ?? 0;
+    };
+    const touchOn = async (host: ClusterHost, { prefetched }: { prefetched: number }) => {
       const result = await alpha.sf.createClones(snapshot, 1, { hosts: [host.name] });
       const [clone] = clonesOf(result) as [Vm];
+      await eventually(async () =>
+        expect(await prefetchedOn(host)).toBeGreaterThanOrEqual(prefetched),
+      );
+      const { demandedPages } = await memoryOn(host);
       expect(await sh(clone, TOUCH)).toBe(`${TOUCHES}`);
-      return { clone, waitedFor: (await memoryOn(host)).demandedPages };
+      return { clone, waitedFor: (await memoryOn(host)).demandedPages - demandedPages };
     };
-    const first = await cloneOn(beta);
+    const first = await touchOn(beta, { prefetched: 0 });
     await first.clone.kill();
     await eventually(async () => {
       expect((await memoryOn(alpha)).firstTouches).toBeGreaterThan(inherited);
     });
-    const second = await cloneOn(gamma);
+    const second = await touchOn(gamma, { prefetched: TOUCHES / 2 });
     expect(second.waitedFor).toBeLessThan(first.waitedFor / 2);
-    const { received } = (await gamma.sf.stats()).network!;
-    expect(received.find((of) => of.snapshot === snapshot.id)!.pages.prefetch).toBeGreaterThan(0);
   });
 
   it('brings all to a clone that is to need nobody', async () => {
