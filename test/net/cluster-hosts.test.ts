@@ -19,6 +19,8 @@ import type { StoreHostStart } from './store-host-main.js';
 
 const HOST_MAIN = fileURLToPath(new URL('store-host-main.ts', import.meta.url));
 const HOST_TIMEOUT_MS = 3000;
+/** Shorter than a store is without a majority, and yet enough for a busy machine to tell of hosts. */
+const PATIENT_TIMEOUT_MS = 10_000;
 /** All attempts, of each call that a reservation makes. */
 const REFUSED_WITHIN_MS = 12_000;
 const ROOM: HostRoom = { roomBytes: 8000, slots: 8, vms: 0 };
@@ -253,7 +255,8 @@ test('a member that dies is not missed, whichever it is', async () => {
 });
 
 test('without a majority tickets are refused, hosts stay, and all goes on by itself', async () => {
-  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const patient = { hostTimeoutMs: PATIENT_TIMEOUT_MS };
+  const [alpha, beta] = [await join('alpha', patient), await join('beta', patient)];
   await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
   const lost = [hearing(alpha), hearing(beta)].map((heard) => heard.lost);
   await members.stop('one');
