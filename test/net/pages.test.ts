@@ -41,6 +41,17 @@ test.skipIf(reason)('prefetch brings a whole layer', async () => {
   expect((await hosts.pullerStats(0)).counts.pages.demand).toBe(0);
 });
 
+test.skipIf(reason)('pages that pack go whole, in a fraction of the bytes', async () => {
+  for (const hasGroup of [true, false]) {
+    const options = { pullers: 1, pageCount: PAGES, hasGroup, noiseBytes: 1000 };
+    await using hosts = await PageHosts.start(options);
+    expect(await hosts.pull({ atOnce: 8 })).toEqual([hosts.right()]);
+    const { sent, pagesSent } = await hosts.serverStats();
+    expect(pagesSent.packed).toBe(pagesSent.data);
+    expect(sent.group.bytes + sent.unicast.bytes).toBeLessThan(pagesSent.data * 1200);
+  }
+});
+
 test.skipIf(reason)('an origin without a group sends by unicast', async () => {
   await using hosts = await PageHosts.start({ pullers: 1, pageCount: PAGES, hasGroup: false });
   expect(await hosts.pull({ atOnce: 8 })).toEqual([hosts.right()]);

@@ -14,7 +14,13 @@ export class Origin implements PageSource {
   /** 1: not yet; it comes when it was wanted. */
   readonly awaited: Uint8Array;
 
-  constructor(of: { pageCount: number; zeroShare: number; seeded: Seeded }) {
+  /** `noiseBytes`: so much of a page can't be packed; the rest is zero. */
+  constructor(of: {
+    pageCount: number;
+    zeroShare: number;
+    noiseBytes: (page: number) => number;
+    seeded: Seeded;
+  }) {
     this.pageCount = of.pageCount;
     this.#bytes = Buffer.alloc(of.pageCount * PAGE_BYTES);
     this.absent = new Uint8Array(of.pageCount);
@@ -22,7 +28,7 @@ export class Origin implements PageSource {
     const noise = of.seeded.bytes(PAGE_BYTES);
     for (let page = 0; page < of.pageCount; page++) {
       if (of.seeded.chance(of.zeroShare)) continue;
-      noise.copy(this.#bytes, page * PAGE_BYTES);
+      noise.copy(this.#bytes, page * PAGE_BYTES, 0, of.noiseBytes(page));
       this.#bytes.writeUInt32LE(page, page * PAGE_BYTES);
       this.#bytes.writeUInt32LE(page ^ 0x5a5a5a5a, (page + 1) * PAGE_BYTES - 4);
     }

@@ -4,7 +4,7 @@
 import { expect, test } from 'vitest';
 import { LAYER } from './origin.js';
 import type { Puller } from './puller.js';
-import { World } from './world.js';
+import { pagesFrom, World } from './world.js';
 
 const JUMBO = 9000;
 const ETHERNET = 1500;
@@ -83,4 +83,24 @@ test('a server whose link carries no more than usual never tries', () => {
   prefetchAll(world, world.addReceiver());
   world.runUntilAllHeld(10_000);
   expect(world.server.counts.sent.probes.datagrams).toBe(0);
+});
+
+test.each([ETHERNET, JUMBO])('at an MTU of %i, pages that pack share datagrams', (mtuBytes) => {
+  // A quarter of them does not pack at all, a quarter not to what fits one datagram of Ethernet.
+  const noiseBytes = (page: number): number => [4096, 2000, 900, 300][page % 4]!;
+  for (const loss of [0, 0.1]) {
+    const options = { seed: 26, pageCount: 4096, mtuBytes, zeroShare: 0.2 };
+    const bytes = [options, { ...options, noiseBytes }].map((of) => {
+      const world = new World(of);
+      for (const atOnce of [8, 0]) {
+        const puller = world.addReceiver({ weather: { loss } });
+        puller.pull({ pages: pagesFrom(0, 4096), atOnce });
+        prefetchAll(world, puller);
+      }
+      world.runUntilAllHeld(60_000);
+      for (const { lost } of world.pullers) expect(lost.size).toBe(0);
+      return world.serverHost.bytesSent;
+    });
+    expect(bytes[1]).toBeLessThan(bytes[0]! * 0.75);
+  }
 });

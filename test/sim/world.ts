@@ -6,6 +6,7 @@ import {
   type Address,
   bodySizesFor,
   newSenderId,
+  PAGE_BYTES,
   PageReceiver,
   PageServer,
   QUEUE_PAGES_MAX,
@@ -29,6 +30,8 @@ export interface WorldOptions {
   readonly seed: number;
   readonly pageCount: number;
   readonly zeroShare?: number;
+  /** So much of a page can't be packed. Without it nothing can. */
+  readonly noiseBytes?: (page: number) => number;
   readonly mtuBytes?: number;
   /** The server has no page before it was wanted for so long, or less: it is a neighbour. */
   readonly fetchMs?: number;
@@ -73,8 +76,8 @@ export class World {
   constructor(options: WorldOptions) {
     this.seeded = new Seeded(options.seed);
     this.network = new Network(this.clockwork, this.seeded);
-    const { pageCount, zeroShare = 0 } = options;
-    this.origin = new Origin({ pageCount, zeroShare, seeded: this.seeded });
+    const { pageCount, zeroShare = 0, noiseBytes = () => PAGE_BYTES } = options;
+    this.origin = new Origin({ pageCount, zeroShare, noiseBytes, seeded: this.seeded });
     this.key = snapshotKey(this.seeded.bytes(32));
     this.#mtuBytes = options.mtuBytes ?? 1500;
     this.#linkBytesPerSecond = options.linkBytesPerSecond ?? GIGABIT;

@@ -94,6 +94,8 @@ export class PageHosts {
     readonly mtuBytes?: readonly number[];
     readonly linkBytesPerSecond?: number;
     readonly hasGroup?: boolean;
+    /** So much of each page can't be packed. Without it none of it can. */
+    readonly noiseBytes?: number;
     /** Hosts on which nothing runs; after the others. */
     readonly strangers?: number;
     /** `false`: they connect when `connect` is called. */
@@ -113,10 +115,17 @@ export class PageHosts {
     return made;
   }
 
-  private constructor(net: NetHosts, of: { pageCount: number; linkBytesPerSecond?: number }) {
+  private constructor(
+    net: NetHosts,
+    of: { pageCount: number; linkBytesPerSecond?: number; noiseBytes?: number },
+  ) {
     this.net = net;
     this.#linkBytesPerSecond = of.linkBytesPerSecond;
     this.layer = randomBytes(of.pageCount * PAGE_BYTES);
+    const { noiseBytes = PAGE_BYTES } = of;
+    for (let end = PAGE_BYTES; end <= this.layer.length; end += PAGE_BYTES) {
+      this.layer.fill(0, end - PAGE_BYTES + noiseBytes, end);
+    }
     fs.writeFileSync(path.join(this.folder, 'layer'), this.layer);
   }
 

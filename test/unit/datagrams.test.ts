@@ -6,6 +6,7 @@ import {
   bodyBytesFor,
   bodySizesFor,
   CHANNEL,
+  dataEnd,
   decodePages,
   decodePiece,
   decodeProbe,
@@ -14,8 +15,10 @@ import {
   encodeReport,
   encodeRequest,
   HEADER_BYTES,
+  PACKED_HEAD_BYTES,
   PAGE_BYTES,
   PAGE_KIND,
+  type PageKind,
   PIECES_MAX,
   pieceBytes,
   pieceCountFor,
@@ -104,15 +107,24 @@ describe('what was encoded is decoded', () => {
   test('PAGES', () => {
     fc.assert(
       fc.property(heads, runsOfPages, (head, pageRuns) => {
-        const dataPages = pageRuns
-          .filter(({ kind }) => kind === PAGE_KIND.data)
-          .reduce((sum, { count }) => sum + count, 0);
-        const body = Buffer.alloc(1000 + dataPages * PAGE_BYTES, 5);
+        // Packed pages of 5 bytes each, as two of them say.
+        const bytesOf = { [PAGE_KIND.data]: PAGE_BYTES, [PAGE_KIND.packed]: PACKED_HEAD_BYTES + 5 };
+        const parts = pageRuns.flatMap(({ kind, count }) =>
+          Array.from({ length: count }, () => {
+            const part = Buffer.alloc(bytesOf[kind as keyof typeof bytesOf] ?? 0, 7);
+            if (kind === PAGE_KIND.packed) part.writeUInt16LE(5);
+            return part;
+          }),
+        );
+        const body = Buffer.alloc(1000 + 12 * PAGE_BYTES, 5);
         const start = writePages(body, head, pageRuns);
-        const pages = body.subarray(0, start + dataPages * PAGE_BYTES);
+        const length = start + Buffer.concat(parts).copy(body, start);
+        const pages = body.subarray(0, length);
         const { data, ...decoded } = decodePages(pages)!;
         expect(decoded).toEqual({ ...head, runs: pageRuns });
         expect(data.equals(pages.subarray(start))).toBe(true);
+        const kinds = pageRuns.flatMap(({ kind, count }) => Array<PageKind>(count).fill(kind));
+        expect(kinds.reduce<number>((end, kind) => dataEnd(kind, data, end), 0)).toBe(data.length);
         expect(decodePages(body.subarray(0, pages.length - 1))).toBeUndefined();
         expect(decodePages(body.subarray(0, pages.length + 1))).toBeUndefined();
       }),

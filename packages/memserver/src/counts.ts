@@ -30,7 +30,8 @@ export function newServerCounts() {
     receiversRefused: 0,
     /** Sent by unicast, because nobody else was likely to lack them. */
     pagesEndGame: 0,
-    pagesSent: { data: 0, zero: 0, absent: 0 },
+    /** `packed`: so many of `data`. */
+    pagesSent: { data: 0, zero: 0, absent: 0, packed: 0 },
     sent: { group: traffic(), unicast: traffic(), signsOfLife: traffic(), probes: traffic() },
     now: {
       receivers: 0,

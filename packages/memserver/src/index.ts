@@ -23,5 +23,6 @@ export { ASKERS_MAX, WAITING_PAGES_MAX, type WantedPage } from './server/waiting
 export { directAead, portableAead } from './wire/aead.js';
 export * from './wire/datagrams.js';
 export * from './wire/geometry.js';
+export * from './wire/packing.js';
 export * from './wire/replay-window.js';
 export * from './wire/sealing.js';

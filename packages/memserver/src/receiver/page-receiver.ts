@@ -9,11 +9,13 @@ import { PAGE_BYTES } from '../page-map.js';
 import {
   CHANNEL,
   type Channel,
+  dataEnd,
   decodePages,
   decodePiece,
   decodeProbe,
   encodeReport,
   encodeRequest,
+  PACKED_HEAD_BYTES,
   PAGE_KIND,
   type PageRun,
   type Pages,
@@ -23,6 +25,7 @@ import {
   URGENCY,
   type Urgency,
 } from '../wire/datagrams.js';
+import { unpackPage } from '../wire/packing.js';
 import {
   DATAGRAM,
   type DatagramKind,
@@ -144,6 +147,7 @@ export class PageReceiver {
   readonly #sealer: Sealer;
   readonly #opener: Opener;
   readonly #datagram = Buffer.alloc(HEADER_BYTES + REQUEST_BYTES_MAX + TAG_BYTES);
+  readonly #unpacked = Buffer.alloc(PAGE_BYTES);
   readonly #wants = new Map<number, Want>();
   #demands = 0;
   /** In demand since the last `advance`. */
@@ -337,20 +341,35 @@ export class PageReceiver {
   }
 
   #takePages(pages: Pages, nowMs: number): void {
-    let offset = 0;
+    const { layer, data } = pages;
+    let end = 0;
     for (const run of pages.runs) {
       if (run.kind === PAGE_KIND.absent) {
-        this.#takeAbsent(pages.layer, run);
+        this.#takeAbsent(layer, run);
         continue;
       }
       for (let page = run.page; page < run.page + run.count; page++) {
-        if (run.kind === PAGE_KIND.zero) this.#handOver(pages.layer, page, undefined, 0, nowMs);
-        else {
-          this.#handOver(pages.layer, page, pages.data, offset, nowMs);
-          offset += PAGE_BYTES;
-        }
+        const start = end;
+        end = dataEnd(run.kind, data, start);
+        if (this.#isDuplicate(layer, page)) continue;
+        if (run.kind === PAGE_KIND.zero) this.#handOver(layer, page, undefined, 0, nowMs);
+        else if (run.kind === PAGE_KIND.data) this.#handOver(layer, page, data, start, nowMs);
+        else this.#takePacked(layer, page, data.subarray(start + PACKED_HEAD_BYTES, end), nowMs);
       }
     }
+  }
+
+  /** One that can't be unpacked never came: it is asked for again. */
+  #takePacked(layer: number, page: number, packed: Buffer, nowMs: number): void {
+    if (unpackPage(packed, this.#unpacked)) this.#handOver(layer, page, this.#unpacked, 0, nowMs);
+    else this.counts.dropped.body++;
+  }
+
+  #isDuplicate(layer: number, page: number): boolean {
+    if (this.#wants.has(pageKey(layer, page))) return false;
+    if (!this.#options.sink.isHeld(layer, page)) return false;
+    this.counts.duplicatePieces++;
+    return true;
   }
 
   #takeAbsent(layer: number, run: PageRun): void {
@@ -362,12 +381,9 @@ export class PageReceiver {
 
   #takePiece(piece: Piece, nowMs: number): void {
     const { layer, page } = piece;
+    if (this.#isDuplicate(layer, page)) return;
     const key = pageKey(layer, page);
     const want = this.#wants.get(key);
-    if (want === undefined && this.#options.sink.isHeld(layer, page)) {
-      this.counts.duplicatePieces++;
-      return;
-    }
     const outcome = this.#reassembly.put(key, piece, nowMs);
     if (outcome === 'duplicate') this.counts.duplicatePieces++;
     else if (outcome !== 'more') this.#handOver(layer, page, outcome, 0, nowMs);
@@ -392,10 +408,6 @@ export class PageReceiver {
     const { sink } = this.#options;
     const key = pageKey(layer, page);
     const want = this.#wants.get(key);
-    if (want === undefined && sink.isHeld(layer, page)) {
-      this.counts.duplicatePieces++;
-      return;
-    }
     const reason = want === undefined ? 'others' : reasonOf(want);
     if (want !== undefined) this.#settle(want);
     else this.#unaskedPages++;

@@ -1,6 +1,5 @@
-// Makes datagrams of the pages that wait in a flow: reads them, leaves out the data of pages that
-// are all zero, cuts into pieces what does not fit whole. Decides nothing about who gets what and
-// when (`page-server.ts`).
+// Makes datagrams of the pages that wait in a flow, and cuts into pieces what does not fit whole.
+// Decides nothing about who gets what and when (`page-server.ts`).
 
 import { countDatagram, type ServerCounts } from '../counts.js';
 import { pageKey } from '../page-key.js';
@@ -27,6 +26,7 @@ import {
 import { DATAGRAM, type DatagramKind, type Sealer } from '../wire/sealing.js';
 import type { Flow } from './flow.js';
 import type { Address, KnownReceiver } from './known-receivers.js';
+import { PageLoader } from './page-loader.js';
 import type { QueuedPage } from './page-queue.js';
 import type { SentPages } from './sent-pages.js';
 
@@ -41,14 +41,13 @@ export interface PageSource {
 /** `to` is `undefined` for the group. The datagram's bytes are the sender's again after that. */
 export type Send = (datagram: Buffer, to: Address | undefined) => void;
 
-const ZEROS = Buffer.alloc(PAGE_BYTES);
 /** A datagram of zero pages costs reading them all. */
 const RUNS_MAX = 64;
 
 export class Outgoing {
   /** Of a page in datagrams of the usual size; in large ones it goes whole. */
   readonly pieceCount: number;
-  readonly #source: PageSource;
+  readonly #loader: PageLoader;
   readonly #sealer: Sealer;
   readonly #send: Send;
   readonly #sent: SentPages;
@@ -69,7 +68,7 @@ export class Outgoing {
     counts: ServerCounts;
     bodySizes: BodySizes;
   }) {
-    this.#source = of.source;
+    this.#loader = new PageLoader(of.source);
     this.#sealer = of.sealer;
     this.#send = of.send;
     this.#sent = of.sent;
@@ -80,7 +79,7 @@ export class Outgoing {
     this.#largeBytes = large ?? 0;
     this.#body = Buffer.alloc(bodyBytesMax);
     this.#datagram = Buffer.alloc(datagramBytesFor(bodyBytesMax));
-    this.#data = Buffer.alloc(bodyBytesMax + PAGE_BYTES);
+    this.#data = Buffer.alloc(bodyBytesMax);
     this.pieceCount = pieceCountFor(usual);
   }
 
@@ -91,8 +90,8 @@ export class Outgoing {
   sendNext(flow: Flow, urgency: Urgency, now: Now): number {
     const queue = flow.queues[urgency];
     const layer = queue.first()!.layer;
-    const bodyBytes = this.bodyBytes(flow);
-    const pieceCount = flow.isLarge ? 1 : this.pieceCount;
+    const roomMax = this.bodyBytes(flow) - PAGES_HEAD_BYTES - RUN_BYTES;
+    const loaded = this.#loader;
     const runs: PageRun[] = [];
     const taken: QueuedPage<KnownReceiver>[] = [];
     let dataBytes = 0;
@@ -100,19 +99,23 @@ export class Outgoing {
     while (runs.length < RUNS_MAX) {
       const page = queue.first();
       if (page === undefined || page.layer !== layer) break;
-      const room = bodyBytes - PAGES_HEAD_BYTES - (runs.length + 1) * RUN_BYTES - dataBytes;
-      if (room < (pieceCount === 1 ? PAGE_BYTES : 0)) break;
-      const kind = this.#read(page, dataBytes);
-      const isWhole = kind !== PAGE_KIND.data || pieceCount === 1;
+      const room = roomMax - runs.length * RUN_BYTES - dataBytes;
+      if (room < 0) break;
+      // Some of its pieces are there: it was cut, as it does not pack.
+      const isCut = page.pieces !== allPieces(this.pieceCount);
+      loaded.load(layer, page.page, isCut ? 0 : roomMax);
+      const isWhole = loaded.bytes <= roomMax;
+      if (isWhole && loaded.bytes > room) break;
       flow.take(urgency, page);
+      this.#countPage(loaded.kind);
       if (!isWhole) {
         bytes += this.#sendPieces(flow, page, now);
         break;
       }
-      addToRuns(runs, page.page, kind);
+      addToRuns(runs, page.page, loaded.kind);
       taken.push(page);
-      if (kind === PAGE_KIND.data) dataBytes += PAGE_BYTES;
-      this.#countPage(kind);
+      loaded.putInto(this.#data, dataBytes);
+      dataBytes += loaded.bytes;
     }
     if (runs.length > 0) bytes += this.#sendPages(flow, { layer, runs, taken, dataBytes }, now);
     return bytes;
@@ -146,13 +149,6 @@ export class Outgoing {
     return this.#largeBytes === 0 ? 0 : datagramBytesFor(this.#largeBytes);
   }
 
-  #read(page: QueuedPage<KnownReceiver>, offset: number): PageKind {
-    if (!this.#source.readPage(page.layer, page.page, this.#data, offset)) return PAGE_KIND.absent;
-    const isZero = this.#data.compare(ZEROS, 0, PAGE_BYTES, offset, offset + PAGE_BYTES) === 0;
-    return isZero ? PAGE_KIND.zero : PAGE_KIND.data;
-  }
-
-  /** The page is at the start of the data: pieces and pages with data never go together. */
   #sendPieces(flow: Flow, of: QueuedPage<KnownReceiver>, now: Now): number {
     const { pieceCount } = this;
     const step = pieceBytes(pieceCount);
@@ -162,12 +158,11 @@ export class Outgoing {
       const head = this.#head(flow, of.layer, now);
       const start = writePiece(this.#body, head, { page: of.page, piece, pieceCount });
       const from = piece * step;
-      const length =
-        start + this.#data.copy(this.#body, start, from, Math.min(from + step, PAGE_BYTES));
+      const end = Math.min(from + step, PAGE_BYTES);
+      const length = start + this.#loader.page.copy(this.#body, start, from, end);
       bytes += this.#sealAndSend(flow, DATAGRAM.piece, length);
     }
     this.#note(flow, of, now);
-    this.#countPage(PAGE_KIND.data);
     return bytes;
   }
 
@@ -218,7 +213,8 @@ export class Outgoing {
 
   #countPage(kind: PageKind): void {
     const { pagesSent } = this.#counts;
-    if (kind === PAGE_KIND.data) pagesSent.data++;
+    if (kind === PAGE_KIND.packed) pagesSent.packed++;
+    if (kind === PAGE_KIND.data || kind === PAGE_KIND.packed) pagesSent.data++;
     else if (kind === PAGE_KIND.zero) pagesSent.zero++;
     else pagesSent.absent++;
   }

@@ -18,6 +18,7 @@
 // | sequence  | channel | receivers   | layer   | run count  | runs …      | data pages …     |
 // +-----------+---------+-------------+---------+------------+-------------+------------------+
 //   run: page u32 | pages u16 | kind u16.  receivers: log2 of those that the group has.
+//   data page: as it is, or of a packed run: bytes u16 | LZ4 block.
 //   No run at all: a sign of life.
 //
 // PIECE, server to group or receiver: a part of a page
@@ -50,6 +51,8 @@ export const PIECE_HEAD_BYTES = 14;
 export const REPORT_BYTES = 40;
 export const RUN_PAGES_MAX = 65_535;
 export const REPORT_MS_MAX = 65_535;
+/** Before the bytes of a packed page: how many. */
+export const PACKED_HEAD_BYTES = 2;
 /** A request names pieces by the bits of a byte. */
 export const PIECES_MAX = 8;
 const PAGES_PER_LAYER = 2 ** 32;
@@ -77,7 +80,7 @@ export type Urgency = (typeof URGENCY)[keyof typeof URGENCY];
 export const CHANNEL = { group: 0, unicast: 1 } as const;
 export type Channel = (typeof CHANNEL)[keyof typeof CHANNEL];
 /** `absent`: the server does not hold the page, and will not. */
-export const PAGE_KIND = { data: 0, zero: 1, absent: 2 } as const;
+export const PAGE_KIND = { data: 0, zero: 1, absent: 2, packed: 3 } as const;
 export type PageKind = (typeof PAGE_KIND)[keyof typeof PAGE_KIND];
 
 export interface RequestRun {
@@ -113,7 +116,7 @@ export interface PagesHead {
 
 export interface Pages extends PagesHead {
   readonly runs: readonly PageRun[];
-  /** The pages of the data runs, one after another. */
+  /** The pages of data and packed runs, one after another (`dataEnd`). */
   readonly data: Buffer;
 }
 
@@ -214,17 +217,35 @@ export function decodePages(body: Buffer): Pages | undefined {
   const dataStart = PAGES_HEAD_BYTES + body.readUInt16LE(PAGES.runCount) * RUN_BYTES;
   if (channel === undefined || body.length < dataStart) return undefined;
   const runs: PageRun[] = [];
-  let dataPages = 0;
+  let dataOffset = dataStart;
   for (let offset = PAGES_HEAD_BYTES; offset < dataStart; offset += RUN_BYTES) {
     const page = body.readUInt32LE(offset + RUN.page);
     const count = body.readUInt16LE(offset + RUN.count);
     const kind = pageKindOf(body.readUInt16LE(offset + RUN.kind));
     if (kind === undefined || !isRun(page, count)) return undefined;
-    if (kind === PAGE_KIND.data) dataPages += count;
+    if (kind === PAGE_KIND.data) dataOffset += count * PAGE_BYTES;
+    if (kind === PAGE_KIND.packed) dataOffset = packedEnd(body, dataOffset, count);
+    if (dataOffset > body.length) return undefined;
     runs.push({ page, count, kind });
   }
-  if (body.length !== dataStart + dataPages * PAGE_BYTES) return undefined;
+  if (dataOffset !== body.length) return undefined;
   return { ...pagesHead(body, channel), runs, data: body.subarray(dataStart) };
+}
+
+/** Where the data of a page of this kind end that begin at `start`. */
+export function dataEnd(kind: PageKind, data: Buffer, start: number): number {
+  if (kind === PAGE_KIND.data) return start + PAGE_BYTES;
+  return kind === PAGE_KIND.packed ? packedEnd(data, start, 1) : start;
+}
+
+/** Beyond the end of `data` when they are not so many. */
+function packedEnd(data: Buffer, start: number, count: number): number {
+  let offset = start;
+  for (let page = 0; page < count; page++) {
+    if (offset + PACKED_HEAD_BYTES > data.length) return Number.POSITIVE_INFINITY;
+    offset += PACKED_HEAD_BYTES + data.readUInt16LE(offset);
+  }
+  return offset;
 }
 
 /** Writes PIECE up to its data, and returns where they go. */
@@ -346,5 +367,5 @@ function channelOf(byte: number): Channel | undefined {
 }
 
 function pageKindOf(value: number): PageKind | undefined {
-  return value <= PAGE_KIND.absent ? (value as PageKind) : undefined;
+  return value <= PAGE_KIND.packed ? (value as PageKind) : undefined;
 }

@@ -21,7 +21,7 @@ export const serverCountsSchema = z.object({
   receiversRefused: count,
   /** Sent by unicast, because nobody else was likely to lack them. */
   pagesEndGame: count,
-  pagesSent: z.object({ data: count, zero: count, absent: count }),
+  pagesSent: z.object({ data: count, zero: count, absent: count, packed: count }),
   sent: z.object({ group: traffic, unicast: traffic, signsOfLife: traffic, probes: traffic }),
   now: z.object({
     receivers: count,
