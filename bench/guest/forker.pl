@@ -43,9 +43,12 @@ while (defined(my $line = <STDIN>)) {
 }
 
 sub hold ($mib) {
-    # By the piece: one expression as large as that would need the memory twice.
+    # Of noise, so that no page can be packed. By the piece: one expression as large as that would
+    # need the memory twice.
+    open my $source, '<:raw', '/dev/urandom' or die "/dev/urandom: $!\n";
+    read($source, my $noise, MIB) == MIB or die "/dev/urandom: $!\n";
     $held = '';
-    $held .= "\1" x MIB for 1 .. $mib;
+    $held .= $noise for 1 .. $mib;
     change($mib);
     return ();
 }
@@ -56,7 +59,7 @@ sub change ($mib) {
     $round++;
     my $pages = $mib * MIB / PAGE_BYTES;
     for my $page (0 .. $pages - 1) {
-        substr $held, $page * PAGE_BYTES, PAGE_BYTES, pack('V2', $round, $page) x (PAGE_BYTES / 8);
+        substr $held, $page * PAGE_BYTES, 8, pack 'V2', $round, $page;
     }
     return ();
 }
