@@ -2,8 +2,9 @@
 # A server with its data in memory, and its clients: requests for random records, one after another, as
 # fast as they are answered. Goes on in every clone. Driven by `bench/remote/server.ts`.
 #
-#   server.pl MIB LOG    makes its records, 64 fields in each, says `ready`, and begins with LOG: a line `WALL_MS REQUESTS` for
-#                        each tenth of a second, by the wall clock, which is right in clones too
+#   server.pl MIB LOG    makes its records, 64 fields in each, says `ready`, and begins with LOG:
+#                        a line `WALL_MS REQUESTS` for each tenth of a second, by the wall clock,
+#                        which is right in clones too
 #
 # Each field says where it is, so a wrong page ends the server.
 

@@ -2,7 +2,22 @@
 // is not a packed page is refused.
 
 import { randomBytes } from 'node:crypto';
-import { PACKED_BYTES_MAX, PAGE_BYTES, packPage, unpackPage } from '@snowfork/memserver';
+import {
+  CHANNEL,
+  DATAGRAM,
+  PACKED_BYTES_MAX,
+  PACKED_HEAD_BYTES,
+  PAGE_BYTES,
+  PAGE_KIND,
+  PageReceiver,
+  type PageSink,
+  packPage,
+  Sealer,
+  type SnapshotKey,
+  snapshotKey,
+  unpackPage,
+  writePages,
+} from '@snowfork/memserver';
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { times } from '../support/soak.js';
@@ -72,3 +87,53 @@ test('what is cut, longer or spoilt is no page, and writes nothing beyond one', 
     { numRuns: times(300, 300_000) },
   );
 });
+
+test('a receiver drops a packed page that is none, says so, and waits for one that is', () => {
+  const key = snapshotKey(randomBytes(32));
+  const [server, receiver] = [new Sealer(key, 1), receiverOf(key, 2)];
+  const page = pageOf(1000, 3);
+  const packed = Buffer.alloc(PACKED_BYTES_MAX);
+  const length = packPage(page, packed, PACKED_BYTES_MAX);
+  const send = (of: Buffer): void => {
+    const body = Buffer.alloc(2 * PAGE_BYTES);
+    const head = {
+      sequence: server.counter + 1,
+      channel: CHANNEL.group,
+      receiversLog2: 0,
+      layer: 1,
+    };
+    const start = writePages(body, head, [{ page: 7, count: 1, kind: PAGE_KIND.packed }]);
+    body.writeUInt16LE(of.length, start);
+    const end = start + PACKED_HEAD_BYTES + of.copy(body, start + PACKED_HEAD_BYTES);
+    receiver.pages.receive(server.seal(DATAGRAM.pages, body.subarray(0, end)));
+  };
+  receiver.pages.demand(1, 7);
+  send(packed.subarray(0, length - 1));
+  send(Buffer.alloc(0));
+  expect(receiver.pages.counts.dropped.body).toBe(2);
+  expect(receiver.came).toEqual([]);
+  expect(receiver.pages.outstanding.demand).toBe(1);
+  send(packed.subarray(0, length));
+  expect(receiver.came).toEqual([page]);
+  expect(receiver.pages.outstanding.demand).toBe(0);
+});
+
+/** A receiver, and what came to it. */
+function receiverOf(key: SnapshotKey, senderId: number) {
+  const came: Buffer[] = [];
+  const sink: PageSink = {
+    onPage: (_layer, _page, bytes, offset) => {
+      came.push(Buffer.from(bytes.subarray(offset, offset + PAGE_BYTES)));
+    },
+    onZeroPage: () => came.push(Buffer.alloc(PAGE_BYTES)),
+    onLost: () => came.push(Buffer.alloc(0)),
+    isHeld: () => false,
+    onMembership: () => undefined,
+  };
+  const pages = new PageReceiver({
+    ...{ key, senderId, sink, send: () => undefined, lostAfterMs: 1000, hasGroup: true },
+    clock: () => performance.now(),
+    random: () => 0.5,
+  });
+  return { pages, came };
+}
