@@ -89,11 +89,15 @@ test.skipIf(reason)(
       expect((await hosts.serverStats()).pagesSent.data).toBeGreaterThan(100);
     });
     hanging.kill('SIGSTOP');
+    const before = await hosts.serverStats();
     try {
       expect(await hosts.pull({ pullers: [1, 2], atOnce: 8 })).toEqual([
         hosts.right(),
         hosts.right(),
       ]);
+      // Each page crosses about once for both, and nothing again for the one that hangs.
+      const { pagesSent } = await hosts.serverStats();
+      expect(pagesSent.data - before.pagesSent.data).toBeLessThan(PAGES * 1.5);
     } finally {
       hanging.kill('SIGCONT');
     }

@@ -1,6 +1,7 @@
 // A tree of neighbours, where multicast does not reach: what the host that has the pages sends does
 // not grow with the number of those that fetch them, and a neighbour may die.
 
+import { setTimeout as delay } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { whyNoNetHosts } from '../../packages/clone-agent/src/system/net-hosts.js';
 import { eventually } from '../support/eventually.js';
@@ -13,6 +14,8 @@ const TREE = [0, 0, 1, 1, 2, 2];
 const SIX = [1, 2, 3, 4, 5, 6];
 /** Two copies, and headers, greetings and what is asked before it is known how pages come. */
 const COPIES_MAX = 2.3;
+/** After a neighbour was given up. */
+const TRIED_AGAIN_MS = 2100;
 const reason = whyNoNetHosts();
 
 for (const [how, atOnce] of [
@@ -52,6 +55,34 @@ test.skipIf(reason)('a neighbour that serves and fetches nothing is given up', a
   await hosts.fetch([2], { atOnce: 8 });
   expect(await hosts.hash(2)).toBe(hosts.rightHash);
   expect((await hosts.received(2)).neighbour).toBeUndefined();
+});
+
+test.skipIf(reason)('a neighbour that was given up is gone back to when it answers', async () => {
+  await using hosts = await NeighbourHosts.start({ pageCount: PAGES, asks: [0, 1] });
+  await hosts.fetch([1], { atOnce: 8 });
+  await hosts.fetch([2], { atOnce: 8, count: 8 });
+  expect((await hosts.received(2)).neighbour).toBe('beta');
+  const neighbour = hosts.of(1).server;
+  process.kill(neighbour.child.pid!, 'SIGSTOP');
+  let firstPage = 8;
+  const fetchOne = () => hosts.fetch([2], { atOnce: 1, firstPage: firstPage++, count: 1 });
+  await fetchOne();
+  expect((await hosts.received(2)).neighbour).toBeUndefined();
+  // Home is asked while it is tried, and nobody waits for it.
+  await delay(TRIED_AGAIN_MS);
+  await fetchOne();
+  expect((await hosts.received(2)).neighbour).toBeUndefined();
+  process.kill(neighbour.child.pid!, 'SIGCONT');
+  await eventually(async () => {
+    await fetchOne();
+    expect((await hosts.received(2)).neighbour).toBe('beta');
+  });
+  const { pagesSent } = await hosts.served(neighbour);
+  await hosts.fetch([2], { atOnce: 8 });
+  expect(await hosts.hash(2)).toBe(hosts.rightHash);
+  expect((await hosts.served(neighbour)).pagesSent.data).toBeGreaterThan(
+    pagesSent.data + PAGES / 2,
+  );
 });
 
 test.skipIf(reason)('a neighbour that has let go of the snapshot says so', async () => {

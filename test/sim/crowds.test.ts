@@ -64,7 +64,10 @@ test('4 MiB in datagrams of 1,500 bytes leave the origin once for 16', () => {
 
 test('hosts that come late share what is still to come, and then what they missed', () => {
   const crowd = { pageCount: 16 * MIB_PAGES, mtuBytes: JUMBO, joinMs: 100, faults: 0 };
-  expect(share(run({ ...crowd, receivers: 16 }))).toBeLessThan(2);
+  const world = run({ ...crowd, receivers: 16 });
+  expect(share(world)).toBeLessThan(2);
+  // Most ask for nothing, while what others have asked for comes.
+  expect(world.server.counts.pagesAsked).toBeLessThan(crowd.pageCount * 4);
 });
 
 // One that loses a tenth lacks a tenth of the pieces, and of those again. Of several, each lacks
@@ -80,6 +83,54 @@ test.each([
     expect(share(run(crowd))).toBeLessThan(most);
   },
 );
+
+test('what one of many has lost goes to it alone', () => {
+  const world = new World({ seed: 2, pageCount: 4 * MIB_PAGES, mtuBytes: 1500 });
+  const unlucky = world.addReceiver({ weather: { loss: 0.1 } });
+  const others = pagesFrom(0, 7).map(() => world.addReceiver());
+  for (const puller of world.pullers) {
+    puller.receiver.prefetch(LAYER, 0, 4 * MIB_PAGES);
+    world.poke(puller);
+  }
+  world.runUntilAllHeld(10_000);
+  expect(world.server.counts.pagesEndGame).toBeGreaterThan(MIB_PAGES / 2);
+  const { received } = unlucky.receiver.counts;
+  for (const { receiver } of others) {
+    expect(receiver.counts.duplicatePieces).toBeLessThan(received.unicast.datagrams / 4);
+  }
+});
+
+test('what hosts that come late have missed goes to all of them at once', () => {
+  const pageCount = 4 * MIB_PAGES;
+  const world = new World({ seed: 4, pageCount, mtuBytes: 1500 });
+  const come = (count: number): void => {
+    for (const puller of pagesFrom(0, count).map(() => world.addReceiver())) {
+      puller.receiver.prefetch(LAYER, 0, pageCount);
+      world.poke(puller);
+    }
+    world.runUntilAllHeld(10_000);
+  };
+  come(2);
+  come(4);
+  expect(share(world)).toBeLessThan(2.5);
+});
+
+test('the more receivers there are, the more rarely each of them reports', () => {
+  const world = new World({ seed: 3, pageCount: MIB_PAGES });
+  const pullers = pagesFrom(0, 256).map(() => world.addReceiver());
+  for (const puller of pullers) world.poke(puller);
+  for (const page of pagesFrom(0, 100)) {
+    world.clockwork.at(page * 10, () => {
+      pullers[0]!.pull({ pages: [page], atOnce: 1 });
+      world.poke(pullers[0]!);
+    });
+  }
+  world.runFor(500);
+  const { reports } = world.server.counts;
+  world.runFor(400);
+  // 3,200 a second.
+  expect(world.server.counts.reports - reports).toBeLessThan(3200 * 0.4 * 1.3);
+});
 
 const thousands = times(1000, 10_000);
 const manyHosts = { receivers: thousands, pageCount: MIB_PAGES / 4, mtuBytes: JUMBO, startMs: 5 };

@@ -4,6 +4,7 @@
 import { CHANNEL, DEMANDS_MAX } from '@snowfork/memserver';
 import { expect, test } from 'vitest';
 import { limitMs, times } from '../support/soak.js';
+import type { Weather } from './network.js';
 import { LAYER } from './origin.js';
 import { withSeeds } from './seeded.js';
 import { pagesFrom, World } from './world.js';
@@ -31,6 +32,21 @@ test('a memory server that is restarted is asked again, and nothing is lost', ()
   world.runUntilAllHeld(10_000);
   expect(world.server.counts.pagesSent.data).toBeLessThan(1024);
   for (const { lost } of pullers) expect(lost.size).toBe(0);
+});
+
+test('of a memory server that is another one, datagrams are counted anew', () => {
+  const world = new World({ seed: 17, pageCount: 512 });
+  const puller = world.addReceiver();
+  const pull = (first: number, count: number): number => {
+    puller.pull({ pages: pagesFrom(first, count), atOnce: 4 });
+    world.poke(puller);
+    world.run(() => puller.isDone, 5000);
+    return puller.receiver.asking.seen;
+  };
+  expect(pull(0, 496)).toBeGreaterThan(496);
+  world.restartServer();
+  // Or the new one took what it sends for what has come.
+  expect(pull(496, 16)).toBeLessThan(200);
 });
 
 test('when the origin is gone faults stall, and are lost after the set time', () => {
@@ -61,6 +77,26 @@ test('an origin that comes back in time loses nothing', () => {
   expect(puller.lost.size).toBe(0);
 });
 
+test('while the network is in parts, the origin serves its own, and after that all', () => {
+  withSeeds(times(3, 1000), (seed) => {
+    const world = new World({ seed, pageCount: 512 });
+    const pullers = [0, 1, 2, 3].map(() => world.addReceiver());
+    const apart = pullers.slice(2);
+    for (const puller of pullers) {
+      puller.pull({ pages: pagesFrom(0, 512), atOnce: 8 });
+      puller.receiver.prefetch(LAYER, 0, 512);
+      world.poke(puller);
+    }
+    // The server is the first host.
+    world.clockwork.at(5, () => setParts(world, (index) => (index > 2 ? 1 : 0)));
+    world.run(() => pullers.slice(0, 2).every(({ hasAll }) => hasAll), 1500);
+    expect(apart.some(({ hasAll }) => hasAll)).toBe(false);
+    world.clockwork.at(3000, () => setParts(world, () => 0));
+    world.runUntilAllHeld(10_000);
+    for (const { lost } of pullers) expect(lost.size).toBe(0);
+  });
+});
+
 test('a page that the server does not hold is lost at once, and no other', () => {
   const world = new World({ seed: 9, pageCount: 64, mtuBytes: 9000 });
   world.origin.absent[17] = 1;
@@ -79,6 +115,41 @@ test('more faults than a receiver takes are refused', () => {
   expect(taken.length).toBe(DEMANDS_MAX);
   expect(receiver.demand(LAYER, 0)).toBe(true); // is waited for already
   expect(receiver.counts.demandsRefused).toBe(1);
+});
+
+/** A receiver that asks for the first page, and gets no whole answer before its weather clears up. */
+function askInStorm(world: World, storm: Partial<Weather>) {
+  const puller = world.addReceiver();
+  world.poke(puller);
+  world.runFor(50);
+  const { weather } = puller.host;
+  const fair = { ...weather };
+  Object.assign(weather, storm);
+  puller.pull({ pages: [0], atOnce: 1 });
+  world.poke(puller);
+  world.runFor(5);
+  Object.assign(weather, fair);
+  return puller;
+}
+
+test('a page is asked for again as soon as one has come that was asked for later', () => {
+  const world = new World({ seed: 16, pageCount: 64 });
+  const puller = askInStorm(world, { loss: 1 });
+  puller.pull({ pages: [1], atOnce: 2 });
+  world.poke(puller);
+  world.run(() => puller.isDone, 1000);
+  // Not 50 ms, as nothing was measured before.
+  expect(Math.max(...puller.latenciesMs)).toBeLessThan(10);
+});
+
+test('pieces that lack soon after others of their page are asked for again', () => {
+  const world = new World({ seed: 18, pageCount: 64 });
+  // The last piece is the smallest: only that one comes.
+  const puller = askInStorm(world, { mtuBytes: 1449 });
+  expect(puller.receiver.outstanding.assemblies).toBe(1);
+  world.run(() => puller.isDone, 1000);
+  // Not 50 ms, as nothing was measured before.
+  expect(Math.max(...puller.latenciesMs)).toBeLessThan(40);
 });
 
 test('a page that another thread has asked for is asked for again when it does not come', () => {
@@ -119,6 +190,35 @@ test('where multicast does not reach, pages come by unicast, until it does', () 
   cut.host.isMember = true;
   world.runFor(1000);
   expect(cut.receiver.delivery).toBe(CHANNEL.group);
+});
+
+test('a host that loses too much of the group leaves it, and comes back when it does not', () => {
+  const world = new World({ seed: 14, pageCount: 12_288 });
+  const unlucky = world.addReceiver({ weather: { loss: 0.6 } });
+  for (const puller of [unlucky, world.addReceiver()]) {
+    puller.receiver.prefetch(LAYER, 0, 12_288);
+    world.poke(puller);
+  }
+  world.run(() => !unlucky.host.isMember, 10_000);
+  expect(unlucky.receiver.delivery).toBe(CHANNEL.unicast);
+  unlucky.host.weather.loss = 0;
+  world.run(() => unlucky.receiver.delivery === CHANNEL.group, 10_000);
+  expect(unlucky.host.isMember).toBe(true);
+  expect(unlucky.receiver.counts.timesLeftGroup).toBe(1);
+});
+
+test('multicast that ends is noticed by the pages that do not come', () => {
+  const world = new World({ seed: 15, pageCount: 1024 });
+  const puller = world.addReceiver();
+  puller.pull({ pages: pagesFrom(0, 512), atOnce: 4 });
+  world.poke(puller);
+  world.run(() => puller.isDone, 1000);
+  expect(puller.receiver.delivery).toBe(CHANNEL.group);
+  puller.host.isMember = false;
+  puller.pull({ pages: pagesFrom(512, 512), atOnce: 4 });
+  world.poke(puller);
+  world.run(() => puller.isDone, 10_000);
+  expect(puller.receiver.delivery).toBe(CHANNEL.unicast);
 });
 
 test('a host that multicast does not reach knows it before its first fault', () => {
@@ -186,7 +286,7 @@ test(
   limitMs(120_000),
 );
 
-/** Cuts hosts off for a while, and restarts the server. */
+/** Cuts hosts off for a while, parts the network, and restarts the server. */
 function trouble(world: World): void {
   const { seeded, clockwork, network } = world;
   for (let times = seeded.whole(0, 5); times > 0; times--) {
@@ -195,7 +295,17 @@ function trouble(world: World): void {
     clockwork.at(fromMs, () => (host.isCutOff = true));
     clockwork.at(fromMs + seeded.between(0, 1000), () => (host.isCutOff = false));
   }
+  if (seeded.chance(0.3)) {
+    const parts = network.hosts.map(() => seeded.whole(0, 2));
+    const fromMs = seeded.between(0, 1000);
+    clockwork.at(fromMs, () => setParts(world, (index) => parts[index]!));
+    clockwork.at(fromMs + seeded.between(0, 1000), () => setParts(world, () => 0));
+  }
   if (seeded.chance(0.3)) clockwork.at(seeded.between(0, 500), () => world.restartServer());
+}
+
+function setParts({ network }: World, partOf: (index: number) => number): void {
+  for (const [index, host] of network.hosts.entries()) host.part = partOf(index);
 }
 
 function isSettled(puller: World['pullers'][number]): boolean {

@@ -3,7 +3,7 @@
 
 import { expect, test } from 'vitest';
 import { LAYER } from './origin.js';
-import { GIGABIT, World } from './world.js';
+import { GIGABIT, pagesFrom, World } from './world.js';
 
 const PAGES = 16_384;
 const PAGE_BYTES = 4096;
@@ -38,6 +38,40 @@ test('the group is paced by what its receivers report', () => {
   expect(rates.length).toBeGreaterThan(10);
   expect(Math.max(...rates)).toBeLessThan(PATH_BYTES_PER_SECOND * 2);
   expect(world.pullers.map(({ lost }) => lost.size)).toEqual([0, 0]);
+});
+
+test('all flows of a server together get no more than its link', () => {
+  const linkBytesPerSecond = GIGABIT / 10;
+  const world = new World({ seed: 9, pageCount: PAGES, linkBytesPerSecond });
+  for (let count = 0; count < 4; count++) {
+    const puller = world.addReceiver({ hasGroup: false });
+    puller.receiver.prefetch(LAYER, 0, PAGES);
+    world.poke(puller);
+  }
+  world.runFor(500);
+  const { bytesSent } = world.serverHost;
+  world.runFor(500);
+  const bytes = world.serverHost.bytesSent - bytesSent;
+  expect(bytes).toBeGreaterThan(linkBytesPerSecond * 0.4);
+  expect(bytes).toBeLessThan(linkBytesPerSecond * 0.51);
+});
+
+test.each([
+  ['demand', 64],
+  ['prefetch', 0],
+])('what is on its way to one host, over a slow link, is not sent again: %s', (_, atOnce) => {
+  const pageCount = 1024;
+  const world = new World({ seed: 5, pageCount });
+  const puller = world.addReceiver({ hasGroup: false, bytesPerSecond: GIGABIT / 100 });
+  if (atOnce === 0) puller.receiver.prefetch(LAYER, 0, pageCount);
+  else puller.pull({ pages: pagesFrom(0, pageCount), atOnce });
+  world.poke(puller);
+  world.runUntilAllHeld(LIMIT_MS);
+  const { pagesRetried, duplicatePieces } = puller.receiver.counts;
+  // It asks again all the time, as it takes long.
+  expect(pagesRetried).toBeGreaterThan(pageCount);
+  expect(world.server.counts.pagesSuppressed).toBeGreaterThan(pageCount);
+  expect(duplicatePieces).toBeLessThan(pageCount / 50);
 });
 
 test('so is each that is served by unicast', () => {

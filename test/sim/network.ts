@@ -1,6 +1,6 @@
 // The simulator's network: hosts with a link each to one switch that multicasts. Links have a rate
-// and a queue that overflows; datagrams are lost, doubled, delayed and overtaken; hosts are cut
-// off. Knows nothing of what the datagrams say.
+// and a queue that overflows; datagrams are lost, doubled, delayed and overtaken; hosts are cut off,
+// and the network falls into parts. Knows nothing of what the datagrams say.
 
 import type { Clockwork } from './clockwork.js';
 import type { Seeded } from './seeded.js';
@@ -30,6 +30,8 @@ export interface Host {
   readonly bytesPerSecond: number;
   /** To all others: loses everything while set. */
   isCutOff: boolean;
+  /** Of a network that is partitioned: reaches and hears those of its own part only. */
+  part: number;
   isMember: boolean;
   weather: Weather;
   readonly receive: (datagram: Buffer, from: Host) => void;
@@ -58,7 +60,7 @@ export class Network {
 
   addHost(of: Pick<Host, 'name' | 'bytesPerSecond' | 'weather' | 'receive'>): Host {
     const idle = { upFreeAtMs: 0, downFreeAtMs: 0, bytesSent: 0 };
-    const host = { ...of, ...idle, isCutOff: false, isMember: false };
+    const host = { ...of, ...idle, isCutOff: false, part: 0, isMember: false };
     this.hosts.push(host);
     return host;
   }
@@ -84,7 +86,7 @@ export class Network {
     if (datagram.length + PACKET_OVERHEAD_BYTES > mtuBytes) return;
     const copies = this.#seeded.chance(duplicates) ? 2 : 1;
     for (let copy = 0; copy < copies; copy++) {
-      if (to.isCutOff || this.#seeded.chance(loss)) continue;
+      if (to.isCutOff || from.part !== to.part || this.#seeded.chance(loss)) continue;
       const takenMs = pass(to.downFreeAtMs, to.bytesPerSecond, datagram, sentMs);
       if (takenMs === undefined) continue;
       to.downFreeAtMs = takenMs;

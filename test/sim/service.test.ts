@@ -147,16 +147,11 @@ test('a member that asks for everything at once gets its share, and others are s
     receive: () => undefined,
   });
   const sealer = new Sealer(key, 4711);
-  const run = { layer: LAYER, page: 0, count: 30_000, pieces: 0, pieceCount: 0 };
   const { demand: urgency } = URGENCY;
-  const body = encodeRequest({
-    urgency,
-    delivery: CHANNEL.group,
-    seen: 0,
-    roundTripUs: 0,
-    runs: [run],
-  });
-  for (let count = 0; count < 20; count++) {
+  for (let page = 0; page < 20 * 30_000; page += 1000) {
+    const run = { layer: LAYER, page: page % 30_000, count: 1000, pieces: 0, pieceCount: 0 };
+    const delivery = CHANNEL.group;
+    const body = encodeRequest({ urgency, delivery, seen: 0, roundTripUs: 0, runs: [run] });
     network.send(greedy, serverHost, sealer.seal(DATAGRAM.request, body));
   }
   scatter(world, faulting, 100);

@@ -78,6 +78,26 @@ test('a host that comes to a group of large datagrams from a smaller path gets i
   expect(first.lost.size + late.lost.size).toBe(0);
 });
 
+test('a host that hangs has its say in the size for two seconds', () => {
+  const world = new World({ seed: 27, pageCount: 300, mtuBytes: JUMBO });
+  const [puller, hung] = [world.addReceiver(), world.addReceiver()];
+  world.poke(hung);
+  for (const page of pagesFrom(0, 300)) {
+    world.clockwork.at(page * 10, () => {
+      puller.pull({ pages: [page], atOnce: 1 });
+      world.poke(puller);
+    });
+  }
+  const { now } = world.server.counts;
+  world.runFor(500);
+  expect(now).toMatchObject({ groupReceivers: 2, groupBodyBytes: LARGE_BODY });
+  hung.isHung = true;
+  world.runFor(1800);
+  expect(now).toMatchObject({ groupReceivers: 2, groupBodyBytes: USUAL_BODY });
+  world.runFor(600);
+  expect(now).toMatchObject({ groupReceivers: 1, groupBodyBytes: LARGE_BODY });
+});
+
 test('a server whose link carries no more than usual never tries', () => {
   const world = new World({ seed: 25, pageCount: 512, mtuBytes: ETHERNET });
   prefetchAll(world, world.addReceiver());

@@ -6,6 +6,7 @@ import {
   bodyBytesFor,
   bodySizesFor,
   CHANNEL,
+  DATAGRAM_PAGES_MAX,
   dataEnd,
   decodePages,
   decodePiece,
@@ -31,14 +32,16 @@ import {
 } from '@snowfork/memserver';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { aheadOf, NO_SEQUENCE, nextSequence } from '../../packages/memserver/src/wire/sequence.js';
 import { times } from '../support/soak.js';
 
+const RUNS_MAX = 90;
 const u32 = fc.integer({ min: 0, max: 2 ** 32 - 1 });
 const u16 = fc.integer({ min: 0, max: 2 ** 16 - 1 });
 const channels = fc.constantFrom(...Object.values(CHANNEL));
 const places = fc.record({
   page: fc.integer({ min: 0, max: 2 ** 32 - 2 ** 16 }),
-  count: fc.integer({ min: 1, max: 2 ** 16 - 1 }),
+  count: fc.integer({ min: 1, max: Math.floor(DATAGRAM_PAGES_MAX / RUNS_MAX) }),
 });
 const lacks = fc.integer({ min: 0, max: PIECES_MAX }).chain((pieceCount) =>
   fc.record({
@@ -53,7 +56,7 @@ const requests = fc.record({
   roundTripUs: u32,
   runs: fc.array(
     fc.tuple(places, lacks, u16).map(([place, lack, layer]) => ({ ...place, ...lack, layer })),
-    { minLength: 1, maxLength: 90 },
+    { minLength: 1, maxLength: RUNS_MAX },
   ),
 });
 const heads = fc.record({
@@ -203,6 +206,29 @@ describe('what is not exactly right is refused', () => {
     }
   });
 
+  test('a request for more pages than a receiver waits for', () => {
+    const request = (...counts: number[]) => {
+      const run = { layer: 3, page: 5, pieces: 0, pieceCount: 0 };
+      const runs = counts.map((count) => ({ ...run, count }));
+      return encodeRequest({ urgency: 0, delivery: 0, seen: 0, roundTripUs: 0, runs });
+    };
+    expect(decodeRequest(request(DATAGRAM_PAGES_MAX))).toBeDefined();
+    expect(decodeRequest(request(DATAGRAM_PAGES_MAX + 1))).toBeUndefined();
+    expect(decodeRequest(request(DATAGRAM_PAGES_MAX, 1))).toBeUndefined();
+  });
+
+  test('more pages without data than one datagram may name', () => {
+    const head = { sequence: 9, channel: CHANNEL.group, receiversLog2: 2, layer: 3 };
+    const body = Buffer.alloc(100);
+    const pages = (...counts: number[]) => {
+      const runs = counts.map((count) => ({ page: 5, count, kind: PAGE_KIND.zero }));
+      return decodePages(body.subarray(0, writePages(body, head, runs)));
+    };
+    expect(pages(DATAGRAM_PAGES_MAX)).toBeDefined();
+    expect(pages(DATAGRAM_PAGES_MAX + 1)).toBeUndefined();
+    expect(pages(DATAGRAM_PAGES_MAX, 1)).toBeUndefined();
+  });
+
   test.each([
     ['of no page', { count: 0 }],
     ['beyond the last page', { page: 2 ** 32 - 1, count: 2 }],
@@ -250,4 +276,12 @@ describe('the room for a body', () => {
     expect(pieceCountFor(BODY_BYTES_MIN)).toBe(PIECES_MAX);
     expect(pieceCountFor(BODY_BYTES_MIN - 1)).toBeGreaterThan(PIECES_MAX);
   });
+});
+
+test('sequence numbers go round, without that of no datagram', () => {
+  const last = 0xffff_ffff;
+  const after = [nextSequence(NO_SEQUENCE), nextSequence(last - 1), nextSequence(last)];
+  expect(after).toEqual([1, last, 1]);
+  expect(aheadOf(1, last)).toBeGreaterThan(0);
+  expect(aheadOf(last, 1)).toBeLessThan(0);
 });

@@ -1,9 +1,14 @@
 // Pacing: a token bucket never lets more through than its rate and one burst; a receiver's rate
-// follows what arrives, and is not talked down by a path that loses some of everything.
+// follows what arrives, and is not talked down by a path that loses some of everything; what is
+// fetched ahead gives way to pages in demand.
 
-import { TokenBucket } from '@snowfork/memserver';
+import { TokenBucket, WINDOW_PAGES_MAX } from '@snowfork/memserver';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import {
+  PrefetchQueue,
+  WINDOW_PAGES_MIN,
+} from '../../packages/memserver/src/receiver/prefetch-queue.js';
 import {
   LOSS_OF_PATH_MAX,
   RATE_MIN,
@@ -90,4 +95,22 @@ describe('the rate of a receiver', () => {
     rate.report(few);
     expect(rate.ceiling).toBe(25 * MEGABYTE);
   });
+});
+
+test('less is fetched ahead while pages in demand come late, and more when they do not', () => {
+  const queue = new PrefetchQueue();
+  const leastMs = 1;
+  expect(queue.windowPages).toBe(WINDOW_PAGES_MAX);
+  queue.demandTook(10, leastMs, 100);
+  const cut = queue.windowPages;
+  expect(cut).toBeLessThan(WINDOW_PAGES_MAX);
+  // Was asked for before the cut.
+  queue.demandTook(10, leastMs, 105);
+  expect(queue.windowPages).toBe(cut);
+  for (let nowMs = 120; nowMs < 1000; nowMs += 20) queue.demandTook(10, leastMs, nowMs);
+  expect(queue.windowPages).toBe(WINDOW_PAGES_MIN);
+  queue.demandTook(2, leastMs, 1000);
+  expect(queue.windowPages).toBeGreaterThan(WINDOW_PAGES_MIN);
+  for (let count = 0; count < 100; count++) queue.demandTook(2, leastMs, 1000 + count);
+  expect(queue.windowPages).toBe(WINDOW_PAGES_MAX);
 });

@@ -1,13 +1,20 @@
 // Pages of a replica that neighbours asked for and that are not here yet: what the host is told, who
 // gets them when they come, and how many may wait.
 
+import { once } from 'node:events';
+import fs from 'node:fs';
+import net, { type Socket } from 'node:net';
+import os from 'node:os';
+import path from 'node:path';
 import { ASKERS_MAX, URGENCY, WAITING_PAGES_MAX, type WantedPage } from '@snowfork/memserver';
 import { beforeEach, expect, test } from 'vitest';
+import { WantedLine } from '../../packages/memserver/src/net/wanted-line.js';
 import {
   type KnownReceiver,
   KnownReceivers,
 } from '../../packages/memserver/src/server/known-receivers.js';
 import { WaitingPages } from '../../packages/memserver/src/server/waiting-pages.js';
+import { eventually } from '../support/eventually.js';
 
 const LAYER = 2;
 const { demand, prefetch } = URGENCY;
@@ -89,4 +96,31 @@ test('so many pages may wait, and so many ask for one', () => {
   expect(ask(WAITING_PAGES_MAX)).toBe('full');
   for (let by = 2; by <= ASKERS_MAX; by++) expect(ask(0, { by })).toBe('merged');
   expect(ask(0, { by: ASKERS_MAX + 1 })).toBe('full');
+});
+
+test('what the host does not read is not kept for it, and what it can read is told again', async () => {
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'snowfork-wanted-'));
+  const socket = path.join(folder, 'socket');
+  const host = net.createServer().listen(socket);
+  await once(host, 'listening');
+  const line = new WantedLine({ socket, snapshot: 's1', key: 'k' });
+  const tell = (page: number) => line.tell([{ layer: LAYER, page, urgency: demand }]);
+  const connected = once(host, 'connection');
+  for (let count = 0; count < 10_000; count++) tell(7);
+  const [peer] = (await connected) as [Socket];
+  let text = '';
+  peer.on('data', (chunk) => {
+    text += String(chunk);
+  });
+  await eventually(() => {
+    tell(8);
+    expect(text).toContain('[[8,1]]');
+  });
+  const kept = text.split('[[7,1]]').length - 1;
+  expect(kept).toBeGreaterThan(1000);
+  expect(kept).toBeLessThan(5000);
+  line.close();
+  peer.destroy();
+  host.close();
+  fs.rmSync(folder, { recursive: true, force: true });
 });

@@ -12,29 +12,17 @@
 // same after it, has read what the bits promised.
 
 import fs from 'node:fs';
-import koffi from 'koffi';
+import { type MappedFile, mapFile, mappedBytes, unmapFile } from './mapped-file.js';
 
 /** What `guard` says when a page is not here. */
 export const ABSENT = -1;
 
 const GENERATION = 0;
 const WORDS = 2;
-const PROT_READ_WRITE = 3;
-const MAP_SHARED = 1;
-const libc = koffi.load('libc.so.6');
-const mmap = libc.func(
-  'void *mmap(void *address, size_t bytes, int protection, int flags, int file, long offset)',
-);
-const munmap = libc.func('int munmap(void *address, size_t bytes)');
-
-/** Where a map lies in the memory of the process: for its other threads. */
-export interface HeldPagesPlace {
-  readonly address: bigint;
-  readonly bytes: number;
-}
 
 export class HeldPages {
-  readonly place: HeldPagesPlace;
+  /** For the other threads of the process. */
+  readonly place: MappedFile;
   readonly #cells: Int32Array;
 
   /** Makes the file for a replica of so many pages, none of which is here. */
@@ -46,31 +34,22 @@ export class HeldPages {
 
   /** Maps the file until `unmap`. @throws Error of the system. */
   static map(path: string): HeldPages {
-    const file = fs.openSync(path, 'r+');
-    try {
-      const bytes = fs.fstatSync(file).size;
-      const pointer = mmap(null, bytes, PROT_READ_WRITE, MAP_SHARED, file, 0);
-      const address = koffi.address(pointer);
-      if (address === 2n ** 64n - 1n) throw new Error(`${path} can't be mapped`);
-      return new HeldPages({ address, bytes });
-    } finally {
-      fs.closeSync(file);
-    }
+    return new HeldPages(mapFile(path));
   }
 
   /** One that another thread of this process has mapped, and unmaps. */
-  static at(place: HeldPagesPlace): HeldPages {
+  static at(place: MappedFile): HeldPages {
     return new HeldPages(place);
   }
 
-  private constructor(place: HeldPagesPlace) {
+  private constructor(place: MappedFile) {
     this.place = place;
-    this.#cells = new Int32Array(koffi.view(place.address, place.bytes));
+    this.#cells = new Int32Array(mappedBytes(place));
   }
 
   /** Nobody uses it any more, in no thread. */
   unmap(): void {
-    munmap(this.place.address, this.place.bytes);
+    unmapFile(this.place);
   }
 
   /** How many there is a bit for: as many as it was made for, or a few more. */

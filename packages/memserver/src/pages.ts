@@ -2,5 +2,6 @@
 // hurry, as faults wait for them, and loading the rest takes longer than all else that they do.
 
 export * from './held-pages.js';
+export * from './mapped-file.js';
 export * from './object.js';
 export * from './page-map.js';

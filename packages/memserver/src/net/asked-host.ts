@@ -1,6 +1,8 @@
 // Whom a receiver asks: the memory server that has the snapshot, or a neighbour that fetches it as
 // well. Only where multicast does not reach is a neighbour asked: where it does, all are served by
-// one datagram. A neighbour that is silent or slow is given up for good. One for each connection.
+// one datagram. A neighbour that is silent or slow is given up, and tried again after a while: it gets a
+// copy of what its origin is asked for, so that nobody waits for one that is still gone. One for each
+// connection.
 
 import type { Address } from '../server/known-receivers.js';
 import { CHANNEL, type Channel } from '../wire/datagrams.js';
@@ -13,8 +15,9 @@ const PATIENCE_MS_MAX = 4000;
 const SILENT_SHARE = 1 / 8;
 const PATIENCE_SHARE = 1 / 2;
 const LOOKS = 4;
-/** After it was given up, what it was asked for before may still be answered by it. */
-const LATE_MS = 1000;
+/** Until one that was given up is tried again, doubled each time. */
+const STAY_AWAY_MS_MIN = 2000;
+const STAY_AWAY_MS_MAX = 60_000;
 
 /** What there is to know of the receiver. */
 export interface Asking {
@@ -28,10 +31,14 @@ export class AskedHost {
   readonly #origin: Address;
   readonly #silentMs: number;
   readonly #patienceMs: number;
-  #neighbour: Address | undefined;
+  readonly #neighbour: Address | undefined;
+  #isGivenUp = false;
+  #stayAwayMs = STAY_AWAY_MS_MIN;
+  #tryAtMs = 0;
+  /** It was sent a copy since it was given up. */
+  #isTried = false;
   #turnedMs = Number.POSITIVE_INFINITY;
   #lookAtMs = 0;
-  #givenUpMs = Number.NEGATIVE_INFINITY;
 
   constructor(of: { origin: Address; neighbour?: Address | undefined; lostAfterMs: number }) {
     this.#origin = of.origin;
@@ -55,7 +62,12 @@ export class AskedHost {
   }
 
   isNeighbour({ isUndecided, delivery }: Asking): boolean {
-    return this.#neighbour !== undefined && !isUndecided && delivery === CHANNEL.unicast;
+    return this.#hasNeighbour && !isUndecided && delivery === CHANNEL.unicast;
+  }
+
+  /** What comes from there is the neighbour's word, not the origin's. */
+  isNeighbourAt({ host, port }: Address): boolean {
+    return this.#neighbour?.port === port && this.#neighbour.host === host;
   }
 
   /**
@@ -78,14 +90,43 @@ export class AskedHost {
     return true;
   }
 
-  /** What was heard now may be the neighbour's word, not the origin's. */
-  mayBeNeighbour(asking: Asking, nowMs: number): boolean {
-    return this.isNeighbour(asking) || nowMs - this.#givenUpMs < LATE_MS;
+  /** Whether it is time to try one that was given up. */
+  isTryDue({ isUndecided, delivery }: Asking, nowMs: number): boolean {
+    const isWanted = this.#isGivenUp && !isUndecided && delivery === CHANNEL.unicast;
+    return isWanted && nowMs >= this.#tryAtMs;
   }
 
-  giveUp(nowMs: number): void {
-    if (this.#neighbour === undefined) return;
-    this.#neighbour = undefined;
-    this.#givenUpMs = nowMs;
+  /** Who is to have a copy of a request that leaves now. */
+  takeTried(asking: Asking, nowMs: number): Address | undefined {
+    if (!this.isTryDue(asking, nowMs)) return undefined;
+    this.#isTried = true;
+    this.#stayAway(nowMs);
+    return this.#neighbour;
+  }
+
+  /** Pages came from the neighbour. */
+  neighbourAnswered(): void {
+    if (!this.#isTried) return;
+    this.#isTried = false;
+    this.#isGivenUp = false;
+    this.#turnedMs = Number.POSITIVE_INFINITY;
+  }
+
+  /** Returns whether it was asked until now. */
+  giveUp(nowMs: number): boolean {
+    const wasAsked = this.#hasNeighbour;
+    this.#isTried = false;
+    if (wasAsked) this.#stayAway(nowMs);
+    this.#isGivenUp = true;
+    return wasAsked;
+  }
+
+  get #hasNeighbour(): boolean {
+    return this.#neighbour !== undefined && !this.#isGivenUp;
+  }
+
+  #stayAway(nowMs: number): void {
+    this.#tryAtMs = nowMs + this.#stayAwayMs;
+    this.#stayAwayMs = Math.min(this.#stayAwayMs * 2, STAY_AWAY_MS_MAX);
   }
 }

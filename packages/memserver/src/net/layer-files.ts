@@ -5,7 +5,7 @@
 import fs from 'node:fs';
 import { ABSENT, HeldPages } from '../held-pages.js';
 import { PAGE_BYTES } from '../page-map.js';
-import type { PageSource } from '../server/outgoing.js';
+import type { PageSource } from '../server/page-loader.js';
 
 /**
  * Others may be leaving just now: that takes a millisecond, unless the writer has to wait for a

@@ -4,27 +4,38 @@
 
 import { randomBytes } from 'node:crypto';
 import { countDatagram, type ReceiverCounts } from '../counts.js';
-import { PageReceiver, type PrefetchOptions, type Reason } from '../receiver/page-receiver.js';
+import {
+  PageReceiver,
+  type PageSink,
+  type PrefetchOptions,
+  type Reason,
+} from '../receiver/page-receiver.js';
 import type { Address } from '../server/known-receivers.js';
 import type { Channel } from '../wire/datagrams.js';
 import { newSenderId, type SnapshotKey } from '../wire/sealing.js';
 import { Alarm } from './alarm.js';
 import type { AskedHost } from './asked-host.js';
+import { LINGER_MS } from './linger.js';
 import { ASKED_BYTES, type AskingTerms } from './page-asker.js';
-import type { OriginSink } from './page-network.js';
 
 const SENDER_RANDOM_BYTES = 8;
 const clock = (): number => performance.now();
+
+/** Takes what came: groups are joined and left for it. */
+export type OriginSink = Omit<PageSink, 'onMembership'>;
 
 export class OriginClient {
   readonly #receiver: PageReceiver;
   readonly #alarm: Alarm;
   readonly #asked: AskedHost;
+  readonly #linger: () => void;
   readonly #closed: () => Promise<void>;
   /** For other threads, which may ask in its name until it is closed. */
   readonly asking: AskingTerms;
   /** The receiver is at work: what its sink asks for is seen to after that. */
   #isBusy = false;
+  /** What is taken now comes from the neighbour. */
+  #isNeighboursWord = false;
   #isClosed = false;
 
   constructor(of: {
@@ -36,12 +47,15 @@ export class OriginClient {
     readonly send: (datagram: Buffer, to: Address) => void;
     /** By which `send` does that: for other threads. */
     readonly descriptor: number;
+    /** Waits for what comes without going to sleep, for so long. */
+    readonly linger: () => void;
     readonly isBehind: () => boolean;
     readonly setMembership: (isMember: boolean) => void;
     readonly closed: () => Promise<void>;
   }) {
     const { sink, asked } = of;
     this.#asked = asked;
+    this.#linger = of.linger;
     this.#closed = of.closed;
     this.#alarm = new Alarm({ clock, ring: () => this.advance() });
     const senderId = newSenderId(randomBytes(SENDER_RANDOM_BYTES));
@@ -52,14 +66,17 @@ export class OriginClient {
         onPage: sink.onPage.bind(sink),
         onZeroPage: sink.onZeroPage.bind(sink),
         onLost: (layer, page, lost, reason) => {
-          const isDoubtful = lost === 'absent' && asked.mayBeNeighbour(this.#receiver, clock());
-          if (isDoubtful) this.#askOrigin(layer, page, reason);
+          if (lost === 'absent' && this.#isNeighboursWord) this.#askOrigin(layer, page, reason);
           else sink.onLost(layer, page, lost, reason);
         },
         isHeld: sink.isHeld.bind(sink),
         onMembership: of.setMembership,
       },
-      send: (datagram) => of.send(datagram, asked.address(this.#receiver)),
+      send: (datagram, isRequest) => {
+        of.send(datagram, asked.address(this.#receiver));
+        const tried = isRequest ? asked.takeTried(this.#receiver, clock()) : undefined;
+        if (tried !== undefined) of.send(datagram, tried);
+      },
       clock,
       random: Math.random,
       lostAfterMs: of.lostAfterMs,
@@ -74,12 +91,19 @@ export class OriginClient {
     this.asking = { descriptor, addresses, keyId: key.id, senderId, senderKey, memory };
   }
 
-  /** As `PageReceiver.demand`; the request is on its way when this returns. */
+  /**
+   * As `PageReceiver.demand`; the request is on its way when this returns, and the page may have come
+   * when another thread had asked for it.
+   */
   demand(layer: number, page: number, isAsked = false): boolean {
     if (this.#isClosed) return false;
-    const isTaken = this.#receiver.demand(layer, page, isAsked);
+    // Whom the other thread has asked is not whom it should have tried.
+    const isAskedAll = isAsked && !this.#asked.isTryDue(this.#receiver, clock());
+    const isTaken = this.#receiver.demand(layer, page, isAskedAll);
     if (isAsked) countDatagram(this.counts.requestsSent, ASKED_BYTES);
     this.advance();
+    // The processor of the clone that waits has nothing to do.
+    if (isAsked && this.#receiver.demandRoundTripMs <= LINGER_MS) this.#linger();
     return isTaken;
   }
 
@@ -114,11 +138,17 @@ export class OriginClient {
     return this.#receiver.delivery;
   }
 
-  /** A datagram that names its key. Then call `advance`, when there are no more for now. */
-  take(datagram: Buffer): void {
+  /**
+   * A datagram that names its key, and who sent it. Then call `advance`, when there are no more for
+   * now.
+   */
+  take(datagram: Buffer, from: Address): void {
     if (this.#isClosed) return;
     this.#isBusy = true;
-    this.#receiver.receive(datagram);
+    this.#isNeighboursWord = this.#asked.isNeighbourAt(from);
+    const isServers = this.#receiver.receive(datagram);
+    if (isServers && this.#isNeighboursWord) this.#asked.neighbourAnswered();
+    this.#isNeighboursWord = false;
     this.#isBusy = false;
   }
 
@@ -143,10 +173,10 @@ export class OriginClient {
 
   /** A neighbour has the page no more, and will not fetch it: it is not what it should be. */
   #askOrigin(layer: number, page: number, reason: Reason): void {
-    this.#asked.giveUp(clock());
+    const wasAsked = this.#asked.giveUp(clock());
     setImmediate(() => {
       if (this.#isClosed) return;
-      this.#receiver.askAgain();
+      if (wasAsked) this.#receiver.askAgain();
       if (reason === 'demand') this.demand(layer, page);
       else this.prefetch(layer, page, 1, { isFirst: true });
     });

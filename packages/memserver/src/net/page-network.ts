@@ -3,11 +3,12 @@
 // groups; datagrams find their receiver by the key that they name. The pager has one, in its main
 // thread.
 
-import type { PageSink } from '../receiver/page-receiver.js';
+import type { Address } from '../server/known-receivers.js';
 import { keyIdOf, snapshotKey } from '../wire/sealing.js';
 import { AskedHost } from './asked-host.js';
 import { type Group, GroupSockets } from './group-sockets.js';
-import { OriginClient } from './origin-client.js';
+import { linger } from './linger.js';
+import { OriginClient, type OriginSink } from './origin-client.js';
 import { UdpSocket } from './udp-socket.js';
 
 /** Where a snapshot's pages are served. */
@@ -21,9 +22,6 @@ export interface Origin {
   /** A host that fetches the snapshot too, and serves it: asked where multicast does not reach. */
   readonly neighbour?: { readonly address: string; readonly port: number } | undefined;
 }
-
-/** Takes what came: groups are joined and left for it. */
-export type OriginSink = Omit<PageSink, 'onMembership'>;
 
 /** Of all origins together. */
 export interface NetworkCounts {
@@ -100,6 +98,7 @@ export class PageNetwork {
       asked,
       send: (datagram, to) => socket.send(datagram, to),
       descriptor: socket.descriptor,
+      linger: this.#linger,
       isBehind: () => socket.hasMore || this.#groups.haveMore,
       setMembership: (isMember) => void membership.set(isMember),
       closed: async () => {
@@ -125,14 +124,18 @@ export class PageNetwork {
     return this.#clients.get(keyId) ?? NOBODY;
   }
 
-  readonly #take = (datagram: Buffer): void => {
+  readonly #take = (datagram: Buffer, from: Address): void => {
     const keyId = keyIdOf(datagram);
     const clients = keyId === undefined ? NOBODY : this.#clientsOf(keyId);
     if (clients.length === 0) this.#datagramsUnknown++;
     for (const client of clients) {
-      client.take(datagram);
+      client.take(datagram, from);
       this.#touched.add(client);
     }
+  };
+
+  readonly #linger = (): void => {
+    linger(() => this.#groups.takeNow() || this.#unicast.takeNow());
   };
 
   readonly #taken = (): void => {

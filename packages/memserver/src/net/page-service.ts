@@ -49,6 +49,8 @@ export class PageService {
   readonly #byKeyId = new Map<number, Served>();
   /** Something came for them that is not acted on yet. */
   readonly #touched = new Set<Served>();
+  /** Have pages that wait to be sent: they must not wait for anything else. */
+  readonly #sending = new Set<PageServer>();
   #socket!: UdpSocket;
   #datagramsUnknown = 0;
 
@@ -70,6 +72,7 @@ export class PageService {
       take: service.#take,
       taken: service.#taken,
       isPrompt: true,
+      mayLinger: () => service.#sending.size === 0,
       complain: of.complain,
     });
     return service;
@@ -114,6 +117,7 @@ export class PageService {
     this.#bySnapshot.delete(snapshot);
     this.#byKeyId.delete(served.keyId);
     this.#touched.delete(served);
+    this.#sending.delete(served.server);
     served.alarm.stop();
     served.wanted?.close();
     served.files.close();
@@ -176,6 +180,8 @@ export class PageService {
 
   #advance({ server, alarm }: Pick<Served, 'server' | 'alarm'>): void {
     this.#socket.corked(() => alarm.set(server.advance()));
+    if (server.isSending) this.#sending.add(server);
+    else this.#sending.delete(server);
   }
 
   readonly #take = (datagram: Buffer, from: Address): void => {

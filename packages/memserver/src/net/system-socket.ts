@@ -62,6 +62,12 @@ const recvfrom = libc.func(
 );
 const ioctl = libc.func('int ioctl(int descriptor, ulong request, void *argument)');
 const close = libc.func('int close(int descriptor)');
+const sched_yield = libc.func('int sched_yield()');
+
+/** Whoever else has work for this processor goes first. */
+export function yieldProcessor(): void {
+  sched_yield();
+}
 
 export interface SocketOptions {
   /** 0.0.0.0: whatever comes to the port. */
@@ -104,14 +110,19 @@ export function openUdp(options: SocketOptions): number {
   }
 }
 
-/** Joins a group on the interface that has `ownAddress`, or leaves it. @throws Error */
+/**
+ * Joins a group on the interface that has `ownAddress`, or leaves it. `false` when the system grants
+ * the socket no more groups than it has joined. @throws Error for any other reason
+ */
 export function setMembership(
   descriptor: number,
   of: { readonly group: string; readonly ownAddress: string; readonly isMember: boolean },
-): void {
+): boolean {
   const request = Buffer.concat([hostBytes(of.group), hostBytes(of.ownAddress)]);
   const name = of.isMember ? IP_ADD_MEMBERSHIP : IP_DROP_MEMBERSHIP;
-  set(descriptor, IPPROTO_IP, name, request);
+  if (trySet(descriptor, IPPROTO_IP, name, request)) return true;
+  if (koffi.errno() === koffi.os.errno.ENOBUFS) return false;
+  throw systemError(`setsockopt ${IPPROTO_IP} ${name}`);
 }
 
 /** Whether what is larger than the path takes is cut on the way, or lost. */

@@ -11,6 +11,7 @@ import dgram from 'node:dgram';
 import { isIPv4 } from 'node:net';
 import type { Address } from '../server/known-receivers.js';
 import { DATAGRAM_BYTES_MAX, datagramsOf } from '../wire/sealing.js';
+import { LINGER_MS, linger } from './linger.js';
 import {
   Inbox,
   letBeCut,
@@ -25,6 +26,8 @@ import {
 const SEGMENTS_MAX = 64;
 /** Pieces that are taken before they are acted on: those who sent them wait for that. */
 const TAKEN_TOGETHER_MAX = 64;
+/** Then Node's loop has a turn: others are heard too. */
+const LINGER_TIMES_MAX = 16;
 
 export interface UdpOptions extends SocketOptions {
   /** The datagram's bytes are used again for the next. */
@@ -33,6 +36,11 @@ export interface UdpOptions extends SocketOptions {
   readonly taken: () => void;
   /** Acts on the first of it before the others are taken. */
   readonly isPrompt?: boolean;
+  /**
+   * Whether the process may wait for more without going to sleep, when it comes fast and what has come
+   * is acted on: there is nothing else to do.
+   */
+  readonly mayLinger?: () => boolean;
   readonly complain: (message: string) => void;
   /** Datagrams that are longer are never cut on the way: they come whole, or not at all. */
   readonly cutBytesMax?: number;
@@ -48,11 +56,15 @@ export class UdpSocket {
   /** What leaves next: datagrams of one length to one address, the last of which may be shorter. */
   readonly #message: Message;
   readonly #readiness = new Readiness();
+  readonly #inbox = new Inbox();
+  readonly #options: UdpOptions;
   #to: Address | undefined;
   #segmentBytes = 0;
   #pendingBytes = 0;
   #segments = 0;
   #isCorked = false;
+  /** When what had come last was acted on. */
+  #actedMs = Number.NEGATIVE_INFINITY;
   #isClosed = false;
   /** Datagrams that the system would not send. */
   unsent = 0;
@@ -68,24 +80,24 @@ export class UdpSocket {
     });
     socket.removeAllListeners('error');
     socket.on('error', (error) => options.complain(error.message));
-    const inbox = new Inbox();
+    const udp = new UdpSocket(socket, descriptor, options);
     socket.on('message', (first, { address: host, port }) => {
+      const pausedMs = performance.now() - udp.#actedMs;
       const from = { host, port };
       for (const datagram of datagramsOf(first)) options.take(datagram, from);
       if (options.isPrompt) options.taken();
       // Node would make an object and 64 KiB of memory for each of the others.
-      for (let count = 1; count < TAKEN_TOGETHER_MAX; count++) {
-        const received = inbox.next(descriptor);
-        if (received === undefined) break;
-        for (const datagram of datagramsOf(received)) options.take(datagram, inbox.from);
-      }
+      udp.#takeMore(TAKEN_TOGETHER_MAX - 1);
       options.taken();
+      udp.#actedMs = performance.now();
+      if (pausedMs <= LINGER_MS && options.mayLinger?.()) udp.#linger(options.mayLinger);
     });
-    return new UdpSocket(socket, descriptor, options.cutBytesMax ?? DATAGRAM_BYTES_MAX);
+    return udp;
   }
 
-  private constructor(socket: dgram.Socket, descriptor: number, cutBytesMax: number) {
-    this.#cutBytesMax = cutBytesMax;
+  private constructor(socket: dgram.Socket, descriptor: number, options: UdpOptions) {
+    this.#options = options;
+    this.#cutBytesMax = options.cutBytesMax ?? DATAGRAM_BYTES_MAX;
     this.#socket = socket;
     this.#descriptor = descriptor;
     this.#message = new Message(DATAGRAM_BYTES_MAX);
@@ -127,14 +139,24 @@ export class UdpSocket {
     return !this.#isClosed && this.#readiness.wait(this.#descriptor, 0);
   }
 
+  /** Takes what has come without a turn of Node's loop; `false` when nothing has. */
+  takeNow(): boolean {
+    if (this.#isClosed || this.#takeMore(TAKEN_TOGETHER_MAX) === 0) return false;
+    this.#options.taken();
+    return true;
+  }
+
   /** Blocks for so long, or until something has come. */
   wait(ms: number): void {
     if (!this.#isClosed) this.#readiness.wait(this.#descriptor, ms);
   }
 
-  /** @throws Error when the system refuses it. */
-  join(group: string, ownAddress: string): void {
-    setMembership(this.#descriptor, { group, ownAddress, isMember: true });
+  /**
+   * `false` when it is a member of as many groups as the system grants a socket.
+   * @throws Error when the system refuses it for another reason.
+   */
+  join(group: string, ownAddress: string): boolean {
+    return setMembership(this.#descriptor, { group, ownAddress, isMember: true });
   }
 
   leave(group: string, ownAddress: string): void {
@@ -147,6 +169,24 @@ export class UdpSocket {
     if (this.#isClosed) return;
     this.#isClosed = true;
     await new Promise<void>((resolve) => this.#socket.close(() => resolve()));
+  }
+
+  #linger(mayLinger: () => boolean): void {
+    const takeNow = () => this.takeNow();
+    for (let times = 0; times < LINGER_TIMES_MAX && mayLinger() && linger(takeNow); times++) {
+      this.#actedMs = performance.now();
+    }
+  }
+
+  /** @returns how many pieces there were; then it is time to act on them */
+  #takeMore(piecesMax: number): number {
+    const { take } = this.#options;
+    for (let count = 0; count < piecesMax; count++) {
+      const received = this.#inbox.next(this.#descriptor);
+      if (received === undefined) return count;
+      for (const datagram of datagramsOf(received)) take(datagram, this.#inbox.from);
+    }
+    return piecesMax;
   }
 
   /** Behind those that wait: all but the last are of one length. */

@@ -113,7 +113,7 @@ export interface PageReceiverOptions {
   readonly senderId: number;
   readonly sink: PageSink;
   /** To the server. The datagram's bytes are the receiver's again after that. */
-  readonly send: (datagram: Buffer) => void;
+  readonly send: (datagram: Buffer, isRequest: boolean) => void;
   /** Milliseconds, never goes back. */
   readonly clock: () => number;
   /** From 0 to 1. */
@@ -206,6 +206,11 @@ export class PageReceiver {
     return { heardMs: this.#heardMs, wantedMs };
   }
 
+  /** From a demand until its page is here, of late; 0: none was yet. */
+  get demandRoundTripMs(): number {
+    return this.#roundTrips[URGENCY.demand].smoothedMs;
+  }
+
   /** What it waits for, and the pages that are in pieces. */
   get outstanding(): { demand: number; prefetch: number; assemblies: number } {
     const demand = this.#demands;
@@ -257,12 +262,15 @@ export class PageReceiver {
     this.#prefetch.clear();
   }
 
-  /** Takes a datagram; whatever it is, it throws nothing. Then call `advance`. */
-  receive(datagram: Buffer): void {
+  /**
+   * Takes a datagram; whatever it is, it throws nothing. Then call `advance`. Returns whether it was
+   * a server's that holds the snapshot's key.
+   */
+  receive(datagram: Buffer): boolean {
     const opened = this.#opener.open(datagram);
     if (typeof opened === 'string') {
       this.counts.dropped[opened]++;
-      return;
+      return false;
     }
     const { kind, senderId, body } = opened;
     const pages = kind === DATAGRAM.pages ? decodePages(body) : undefined;
@@ -271,16 +279,17 @@ export class PageReceiver {
     const probed = kind === DATAGRAM.probe ? decodeProbe(body) : undefined;
     if (probed !== undefined) {
       this.#takeProbe(probed, datagram.length);
-      return;
+      return true;
     }
     if (head === undefined) {
       this.counts.dropped[kind >= DATAGRAM.pages ? 'body' : 'kind']++;
-      return;
+      return false;
     }
     const nowMs = this.#options.clock();
     this.#noteHead(head, senderId, datagram.length, nowMs);
     if (pages !== undefined) this.#takePages(pages, nowMs);
     if (piece !== undefined) this.#takePiece(piece, nowMs);
+    return true;
   }
 
   /**
@@ -470,7 +479,9 @@ export class PageReceiver {
 
   #shareAsking(): void {
     const roundTripUs = Math.round(this.#networkRoundTripMs() * 1000);
-    this.asking.set(this.delivery, this.#group.highest, roundTripUs);
+    const { delivery } = this;
+    const { highest } = delivery === CHANNEL.group ? this.#group : this.#unicast;
+    this.asking.set(delivery, highest, roundTripUs);
   }
 
   /** Of a page that waits for nothing: in demand, or the fastest of prefetch. */
@@ -596,7 +607,7 @@ export class PageReceiver {
 
   #send(kind: DatagramKind, body: Buffer): number {
     const length = this.#sealer.sealInto(this.#datagram, kind, body);
-    this.#options.send(this.#datagram.subarray(0, length));
+    this.#options.send(this.#datagram.subarray(0, length), kind === DATAGRAM.request);
     return length;
   }
 }

@@ -2,10 +2,10 @@
 // never needs more than a small datagram. Sends nothing by itself.
 
 import {
+  DATAGRAM_PAGES_MAX,
   REQUEST_HEAD_BYTES,
   REQUEST_RUN_BYTES,
   type RequestRun,
-  RUN_PAGES_MAX,
 } from '../wire/datagrams.js';
 
 /** So that a request fits on any path (IPv6 promises 1,280 bytes). */
@@ -16,16 +16,18 @@ export const REQUEST_RUNS_MAX = Math.floor(
 
 export class RequestRuns {
   #runs: RequestRun[] = [];
+  #pages = 0;
 
   get isEmpty(): boolean {
     return this.#runs.length === 0;
   }
 
   get isFull(): boolean {
-    return this.#runs.length === REQUEST_RUNS_MAX;
+    return this.#runs.length === REQUEST_RUNS_MAX || this.#pages === DATAGRAM_PAGES_MAX;
   }
 
   add(layer: number, page: number, missing: { pieces: number; pieceCount: number }): void {
+    this.#pages++;
     const last = this.#runs.at(-1);
     const { pieces, pieceCount } = missing;
     if (
@@ -33,8 +35,7 @@ export class RequestRuns {
       last.layer === layer &&
       last.page + last.count === page &&
       last.pieces === pieces &&
-      last.pieceCount === pieceCount &&
-      last.count < RUN_PAGES_MAX
+      last.pieceCount === pieceCount
     ) {
       last.count++;
       return;
@@ -45,6 +46,7 @@ export class RequestRuns {
   take(): readonly RequestRun[] {
     const runs = this.#runs;
     this.#runs = [];
+    this.#pages = 0;
     return runs;
   }
 }

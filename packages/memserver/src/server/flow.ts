@@ -1,10 +1,11 @@
 // One stream of datagrams that the server paces: the group's, or the unicast to one receiver. Holds
-// what waits to be sent on it and its sequence numbers; sends nothing (`page-server.ts`).
+// what waits to be sent on it, what was sent of late and its sequence numbers; sends nothing (`page-server.ts`).
 
 import { CHANNEL, type Channel, URGENCY, type Urgency } from '../wire/datagrams.js';
 import { NO_SEQUENCE, nextSequence } from '../wire/sequence.js';
 import type { KnownReceiver } from './known-receivers.js';
-import { PageQueue, QUEUE_PAGES_MAX, type QueuedPage } from './page-queue.js';
+import { type NewPage, PageQueue, QUEUE_PAGES_MAX, type QueuedPage } from './page-queue.js';
+import { SENT_PAGES_MAX, SENT_PAGES_OF_ONE_MAX, SentPages } from './sent-pages.js';
 import { TokenBucket } from './token-bucket.js';
 
 export class Flow {
@@ -13,14 +14,13 @@ export class Flow {
   readonly bucket: TokenBucket;
   /** By urgency. */
   readonly queues: readonly [PageQueue<KnownReceiver>, PageQueue<KnownReceiver>];
+  readonly sent: SentPages;
   /** Of the last datagram. */
   sequence = NO_SEQUENCE;
   /** When pacing last held something back. */
   limitedAtMs = Number.NEGATIVE_INFINITY;
   /** Its datagrams may be as large as the server's link carries. */
   isLarge = false;
-  /** Something has gone by it, or is about to, since its path was last probed. */
-  isProbed = false;
   /** Is in the server's round of flows that have something to send. */
   isActive = false;
 
@@ -31,6 +31,8 @@ export class Flow {
   }) {
     this.receiver = of.receiver;
     this.bucket = new TokenBucket(of);
+    const isGroup = of.receiver === undefined;
+    this.sent = new SentPages(isGroup ? SENT_PAGES_MAX : SENT_PAGES_OF_ONE_MAX);
     this.queues = [new PageQueue(), new PageQueue()];
   }
 
@@ -43,10 +45,7 @@ export class Flow {
   }
 
   /** A page in demand waits in front, whoever asked for it before. */
-  add(
-    urgency: Urgency,
-    page: Omit<QueuedPage<KnownReceiver>, 'isShared'>,
-  ): 'added' | 'merged' | 'full' {
+  add(urgency: Urgency, page: NewPage<KnownReceiver>): 'added' | 'merged' | 'full' {
     const [demand, prefetch] = this.queues;
     const isInDemand = demand.has(page.layer, page.page);
     if (urgency === URGENCY.prefetch && !isInDemand) return prefetch.add(page);

@@ -4,7 +4,6 @@
 
 import { CHANNEL, type Channel, type Report } from '../wire/datagrams.js';
 import { WIRE_OVERHEAD_BYTES } from '../wire/geometry.js';
-import type { Flow } from './flow.js';
 import { ReceiverRate } from './rate.js';
 
 export const RECEIVERS_MAX = 16_384;
@@ -34,8 +33,6 @@ export interface KnownReceiver {
   readonly unicast: ReceiverRate;
   /** When a datagram of the largest size was last known to have come, by channel. */
   readonly largeCameMs: [number, number];
-  /** Made when it is first sent something by unicast. */
-  flow: Flow | undefined;
 }
 
 export interface GroupState {
@@ -109,11 +106,6 @@ export class KnownReceivers {
     return { receivers, bytesPerSecond, loss: losses / receivers, isLarge };
   }
 
-  /** Of those that were sent something by unicast. */
-  *flows(): Generator<Flow> {
-    for (const { flow } of this.#byId.values()) if (flow !== undefined) yield flow;
-  }
-
   #newReceiver(
     id: number,
     of: { from: Address; delivery: Channel; nowMs: number; groupSequence: number },
@@ -129,7 +121,6 @@ export class KnownReceivers {
       group: new ReceiverRate(rate),
       unicast: new ReceiverRate(rate),
       largeCameMs: [Number.NEGATIVE_INFINITY, Number.NEGATIVE_INFINITY],
-      flow: undefined,
     };
   }
 }

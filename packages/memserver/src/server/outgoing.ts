@@ -5,6 +5,7 @@ import { countDatagram, type ServerCounts } from '../counts.js';
 import { pageKey } from '../page-key.js';
 import { PAGE_BYTES } from '../page-map.js';
 import {
+  DATAGRAM_PAGES_MAX,
   PAGE_KIND,
   PAGES_HEAD_BYTES,
   type PageKind,
@@ -26,17 +27,8 @@ import {
 import { DATAGRAM, type DatagramKind, type Sealer } from '../wire/sealing.js';
 import type { Flow } from './flow.js';
 import type { Address, KnownReceiver } from './known-receivers.js';
-import { PageLoader } from './page-loader.js';
+import { PageLoader, type PageSource } from './page-loader.js';
 import type { QueuedPage } from './page-queue.js';
-import type { SentPages } from './sent-pages.js';
-
-/** Where the server's pages come from: the files of layers. */
-export interface PageSource {
-  /** Puts a page at `offset`; `false` when it does not hold the page, or can't read it. */
-  readPage(layer: number, page: number, target: Buffer, offset: number): boolean;
-  /** Whether the page is not here, and will be when it is wanted. */
-  isAwaited?(layer: number, page: number): boolean;
-}
 
 /** `to` is `undefined` for the group. The datagram's bytes are the sender's again after that. */
 export type Send = (datagram: Buffer, to: Address | undefined) => void;
@@ -50,7 +42,6 @@ export class Outgoing {
   readonly #loader: PageLoader;
   readonly #sealer: Sealer;
   readonly #send: Send;
-  readonly #sent: SentPages;
   readonly #counts: ServerCounts;
   readonly #usualBytes: number;
   /** 0: the server's own link carries nothing larger. */
@@ -64,14 +55,12 @@ export class Outgoing {
     source: PageSource;
     sealer: Sealer;
     send: Send;
-    sent: SentPages;
     counts: ServerCounts;
     bodySizes: BodySizes;
   }) {
     this.#loader = new PageLoader(of.source);
     this.#sealer = of.sealer;
     this.#send = of.send;
-    this.#sent = of.sent;
     this.#counts = of.counts;
     const { usual, large } = of.bodySizes;
     const bodyBytesMax = large ?? usual;
@@ -96,7 +85,7 @@ export class Outgoing {
     const taken: QueuedPage<KnownReceiver>[] = [];
     let dataBytes = 0;
     let bytes = 0;
-    while (runs.length < RUNS_MAX) {
+    while (runs.length < RUNS_MAX && taken.length < DATAGRAM_PAGES_MAX) {
       const page = queue.first();
       if (page === undefined || page.layer !== layer) break;
       const room = roomMax - runs.length * RUN_BYTES - dataBytes;
@@ -204,11 +193,10 @@ export class Outgoing {
   }
 
   #note(flow: Flow, page: QueuedPage<KnownReceiver>, now: Now): void {
-    if (flow.receiver !== undefined) return;
     const { sequence } = flow;
     const { pieces, isRepair } = page;
     const key = pageKey(page.layer, page.page);
-    this.#sent.note(key, { sequence, sentMs: now.ms, pieces, isRepair });
+    flow.sent.note(key, { sequence, sentMs: now.ms, pieces, isRepair });
   }
 
   #countPage(kind: PageKind): void {

@@ -6,10 +6,17 @@ import { pageKey } from '../page-key.js';
 import { PAGE_BYTES } from '../page-map.js';
 import { PACKED_HEAD_BYTES, PAGE_KIND, type PageKind } from '../wire/datagrams.js';
 import { PACKED_BYTES_MAX, packPage } from '../wire/packing.js';
-import type { PageSource } from './outgoing.js';
 
 const ZEROS = Buffer.alloc(PAGE_BYTES);
 const NONE = -1;
+
+/** Where the server's pages come from: the files of layers. */
+export interface PageSource {
+  /** Puts a page at `offset`; `false` when it does not hold the page, or can't read it. */
+  readPage(layer: number, page: number, target: Buffer, offset: number): boolean;
+  /** Whether the page is not here, and will be when it is wanted. */
+  isAwaited?(layer: number, page: number): boolean;
+}
 
 export class PageLoader {
   /** The page as it is. */

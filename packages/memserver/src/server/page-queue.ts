@@ -21,6 +21,9 @@ export interface QueuedPage<Asker> {
   isRepair: boolean;
 }
 
+/** That one receiver has asked for. */
+export type NewPage<Asker> = Omit<QueuedPage<Asker>, 'isShared'>;
+
 export class PageQueue<Asker> {
   readonly #byKey = new Map<number, QueuedPage<Asker>>();
   /** Keys in order; those that are no longer in the map are passed over. */
@@ -35,8 +38,8 @@ export class PageQueue<Asker> {
     return this.#byKey.has(pageKey(layer, page));
   }
 
-  /** `merged`: it waits already. `full`: not taken. */
-  add(of: Omit<QueuedPage<Asker>, 'isShared'>): 'added' | 'merged' | 'full' {
+  /** `merged`: it waits already. `full`: not taken. One of another queue is as it was there. */
+  add(of: NewPage<Asker> | QueuedPage<Asker>): 'added' | 'merged' | 'full' {
     const key = pageKey(of.layer, of.page);
     const waiting = this.#byKey.get(key);
     if (waiting !== undefined) {
@@ -46,7 +49,7 @@ export class PageQueue<Asker> {
       return 'merged';
     }
     if (this.#byKey.size >= QUEUE_PAGES_MAX) return 'full';
-    this.#byKey.set(key, { ...of, isShared: false });
+    this.#byKey.set(key, { isShared: false, ...of });
     this.#order.push(key);
     if (this.#order.length > 2 * QUEUE_PAGES_MAX) this.#startOrder([...this.#byKey.keys()]);
     return 'added';

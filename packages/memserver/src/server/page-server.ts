@@ -27,9 +27,10 @@ import {
   RECEIVERS_MAX,
   takesLarge,
 } from './known-receivers.js';
-import { Outgoing, type PageSource, type Send } from './outgoing.js';
-import type { QueuedPage } from './page-queue.js';
-import { SentPages } from './sent-pages.js';
+import { Outgoing, type Send } from './outgoing.js';
+import type { PageSource } from './page-loader.js';
+import type { NewPage, QueuedPage } from './page-queue.js';
+import type { SentPage } from './sent-pages.js';
 import type { TokenBucket } from './token-bucket.js';
 import { WaitingPages, type WantedPage } from './waiting-pages.js';
 
@@ -85,8 +86,11 @@ export class PageServer {
   readonly #outgoing: Outgoing;
   readonly #link: TokenBucket;
   readonly #receivers: KnownReceivers;
-  readonly #sent = new SentPages();
   readonly #group: Flow;
+  /** Of those that were sent something by unicast; they go with their receiver. */
+  readonly #unicast = new WeakMap<KnownReceiver, Flow>();
+  /** Something has gone by them, or is about to, since their paths were last probed. */
+  readonly #toProbe = new Set<Flow>();
   readonly #waiting: WaitingPages | undefined;
   /** Flows that have something to send, and which of them is next. */
   readonly #active: Flow[] = [];
@@ -106,7 +110,7 @@ export class PageServer {
     this.#opener = new Opener({ key, ownId: senderId, sendersMax: RECEIVERS_MAX });
     const sealer = new Sealer(key, senderId);
     const { counts } = this;
-    this.#outgoing = new Outgoing({ source, sealer, send, sent: this.#sent, counts, bodySizes });
+    this.#outgoing = new Outgoing({ source, sealer, send, counts, bodySizes });
     const rateMax = this.#link.bytesPerSecond;
     this.#receivers = new KnownReceivers({ rateStart: rateMax * RATE_START, rateMax });
     this.#group = this.#newFlow(undefined);
@@ -118,6 +122,11 @@ export class PageServer {
     let unicast = 0;
     for (const flow of this.#active) if (flow !== this.#group) unicast += flow.size;
     return { group: this.#group.size, unicast };
+  }
+
+  /** Pages wait to be sent. */
+  get isSending(): boolean {
+    return this.#active.length > 0;
   }
 
   get knownReceivers(): number {
@@ -162,7 +171,7 @@ export class PageServer {
       // It has only come, and wants to know whether the group reaches it.
       if (report.group.expected === 0 && report.unicast.expected === 0) this.#greet(nowMs);
       const group = nowMs - this.#group.limitedAtMs < LIMITED_MS;
-      const unicast = nowMs - (receiver.flow?.limitedAtMs ?? 0) < LIMITED_MS;
+      const unicast = nowMs - (this.#unicast.get(receiver)?.limitedAtMs ?? 0) < LIMITED_MS;
       applyReport(receiver, report, { group, unicast });
       const { largestBytes } = this.#outgoing;
       if (largestBytes > 0) noteLargest(receiver, report, { nowMs, largestBytes });
@@ -213,32 +222,32 @@ export class PageServer {
     const { urgency } = request;
     const waits = this.#waiting?.take({ layer, page, urgency, asker: receiver }, nowMs);
     if (waits !== undefined) return waits;
+    const isAlone = request.delivery === CHANNEL.unicast;
+    const flow = isAlone ? this.#flowOf(receiver) : this.#group;
     let pieces = this.#piecesOf(run);
-    if (request.delivery === CHANNEL.unicast) {
-      const flow = this.#flowOf(receiver);
-      if (flow.size >= RECEIVER_QUEUED_PAGES_MAX && !flow.has(layer, page)) return 'full';
-      const asked = { layer, page, pieces, asker: receiver, isRepair: false };
-      return this.#enqueue(flow, request.urgency, asked);
-    }
     let isRepair = false;
-    const sent = this.#sent.find(pageKey(layer, page));
+    const sent = flow.sent.find(pageKey(layer, page));
     if (sent !== undefined) {
-      const roundTripMs = request.roundTripUs / 1000;
-      const windowMs = roundTripMs * UNDER_WAY_ROUND_TRIPS + this.#slackMs;
-      const isFollowed = sent.sequence !== this.#group.sequence;
-      const leastMs = isFollowed ? FOLLOWED_MS_MAX : 0;
-      const isRecent =
-        nowMs - sent.sentMs < Math.min(Math.max(windowMs, leastMs), UNDER_WAY_MS_MAX);
-      if (isRecent && aheadOf(sent.sequence, request.seen) > 0) pieces &= ~sent.pieces;
+      if (this.#isUnderWay(flow, sent, request, nowMs)) pieces &= ~sent.pieces;
       if (pieces === 0) return 'under way';
-      isRepair = aheadOf(sent.sequence, receiver.joinedSequence) > 0;
+      isRepair = !isAlone && aheadOf(sent.sequence, receiver.joinedSequence) > 0;
     }
-    const isOverShare = receiver.queuedPages >= RECEIVER_QUEUED_PAGES_MAX;
-    if (isOverShare && !this.#group.has(layer, page)) return 'full';
+    const queuedPages = isAlone ? flow.size : receiver.queuedPages;
+    if (queuedPages >= RECEIVER_QUEUED_PAGES_MAX && !flow.has(layer, page)) return 'full';
     const asked = { layer, page, pieces, asker: receiver, isRepair };
-    const outcome = this.#enqueue(this.#group, request.urgency, asked);
-    if (outcome === 'added') receiver.queuedPages++;
+    const outcome = this.#enqueue(flow, request.urgency, asked);
+    if (outcome === 'added' && !isAlone) receiver.queuedPages++;
     return outcome;
+  }
+
+  /** Not lost, as far as the one that asks can know: nothing that was sent later has come to it. */
+  #isUnderWay(flow: Flow, sent: SentPage, request: Request, nowMs: number): boolean {
+    const slackMs = flow === this.#group ? this.#slackMs : UNDER_WAY_SLACK_MS;
+    const windowMs = (request.roundTripUs / 1000) * UNDER_WAY_ROUND_TRIPS + slackMs;
+    const isFollowed = sent.sequence !== flow.sequence;
+    const leastMs = isFollowed ? FOLLOWED_MS_MAX : 0;
+    const isRecent = nowMs - sent.sentMs < Math.min(Math.max(windowMs, leastMs), UNDER_WAY_MS_MAX);
+    return isRecent && aheadOf(sent.sequence, request.seen) > 0;
   }
 
   /** A page that was awaited: to each who asked for it. */
@@ -265,7 +274,7 @@ export class PageServer {
   #enqueue(
     flow: Flow,
     urgency: Urgency,
-    page: Omit<QueuedPage<KnownReceiver>, 'isShared'>,
+    page: NewPage<KnownReceiver>,
   ): 'added' | 'merged' | 'full' {
     const outcome = flow.add(urgency, page);
     if (outcome === 'added' && !flow.isActive) {
@@ -324,7 +333,7 @@ export class PageServer {
   }
 
   #probeSoon(flow: Flow, nowMs: number): void {
-    flow.isProbed = true;
+    this.#toProbe.add(flow);
     const atMs = Math.max(this.#probedMs + PROBE_MS, nowMs + GREET_MS);
     this.#probeAtMs = Math.min(this.#probeAtMs, atMs);
   }
@@ -333,10 +342,8 @@ export class PageServer {
   #probe(nowMs: number): void {
     this.#probedMs = nowMs;
     this.#probeAtMs = Number.POSITIVE_INFINITY;
-    for (const flow of [this.#group, ...this.#receivers.flows()]) {
-      if (flow.isProbed) this.#link.take(this.#outgoing.sendProbe(flow));
-      flow.isProbed = false;
-    }
+    for (const flow of this.#toProbe) this.#link.take(this.#outgoing.sendProbe(flow));
+    this.#toProbe.clear();
   }
 
   /** Takes a flow that has nothing left out of the round. */
@@ -349,15 +356,18 @@ export class PageServer {
   /** Whether a page that only one receiver asks for is best sent to it alone. */
   #isEndGame(page: QueuedPage<KnownReceiver>): boolean {
     if (page.isShared || !page.isRepair) return false;
-    const times = this.#sent.find(pageKey(page.layer, page.page))?.times;
+    const times = this.#group.sent.find(pageKey(page.layer, page.page))?.times;
     if (times === undefined) return false;
     const { groupReceivers, groupLoss } = this.counts.now;
     return (groupReceivers - 1) * groupLoss ** times < END_GAME_OTHERS;
   }
 
   #flowOf(receiver: KnownReceiver): Flow {
-    receiver.flow ??= this.#newFlow(receiver);
-    return receiver.flow;
+    const known = this.#unicast.get(receiver);
+    if (known !== undefined) return known;
+    const flow = this.#newFlow(receiver);
+    this.#unicast.set(receiver, flow);
+    return flow;
   }
 
   #newFlow(receiver: KnownReceiver | undefined): Flow {
@@ -367,7 +377,8 @@ export class PageServer {
 
   /** Sets the rates anew, from what receivers have reported. */
   #survey(nowMs: number): void {
-    const group = this.#receivers.survey(nowMs, ({ flow }) => {
+    const group = this.#receivers.survey(nowMs, (receiver) => {
+      const flow = this.#unicast.get(receiver);
       if (flow?.isActive) this.#active.splice(this.#active.indexOf(flow), 1);
     });
     this.#group.bucket.setRate(group.bytesPerSecond, nowMs);

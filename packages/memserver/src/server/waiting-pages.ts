@@ -5,7 +5,7 @@
 import { pageKey } from '../page-key.js';
 import { URGENCY, type Urgency } from '../wire/datagrams.js';
 import type { KnownReceiver } from './known-receivers.js';
-import type { PageSource } from './outgoing.js';
+import type { PageSource } from './page-loader.js';
 
 export const WAITING_PAGES_MAX = 4096;
 /** A host has two neighbours or so that ask it. */

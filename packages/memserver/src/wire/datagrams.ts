@@ -9,8 +9,9 @@
 // | urgency | delivery | run count  | seen   | round trip   | 0          | runs …
 // +---------+----------+------------+--------+--------------+------------+------------
 //   run:  page u32 | pages u16 | layer u16 | pieces u8 | piece count u8 | 0 u16
-//   seen: highest sequence of the group that came; round trip: µs, as the receiver measured it.
+//   seen: highest sequence that came by the way it wants; round trip: µs, as the receiver measured it.
 //   pieces: the bits of those that lack, of pages cut in `piece count`; both 0: whole pages.
+//   All runs together are 1 to 1,024 pages.
 //
 // PAGES, server to group or receiver: whole pages, and pages that have no data
 //  0           4         5             6         8            10 …          … end
@@ -19,7 +20,7 @@
 // +-----------+---------+-------------+---------+------------+-------------+------------------+
 //   run: page u32 | pages u16 | kind u16.  receivers: log2 of those that the group has.
 //   data page: as it is, or of a packed run: bytes u16 | LZ4 block.
-//   No run at all: a sign of life.
+//   No run at all: a sign of life. All runs together are at most 1,024 pages.
 //
 // PIECE, server to group or receiver: a part of a page
 //  0           4         5             6         8          12      13            14 …
@@ -49,7 +50,8 @@ export const PAGES_HEAD_BYTES = 10;
 export const RUN_BYTES = 8;
 export const PIECE_HEAD_BYTES = 14;
 export const REPORT_BYTES = 40;
-export const RUN_PAGES_MAX = 65_535;
+/** In all runs of a REQUEST or of PAGES: whoever gets it looks at each. A receiver waits for no more. */
+export const DATAGRAM_PAGES_MAX = 1024;
 export const REPORT_MS_MAX = 65_535;
 /** Before the bytes of a packed page: how many. */
 export const PACKED_HEAD_BYTES = 2;
@@ -177,10 +179,13 @@ export function decodeRequest(body: Buffer): Request | undefined {
   if (body.length !== REQUEST_HEAD_BYTES + runCount * REQUEST_RUN_BYTES) return undefined;
   if (body.readUInt32LE(REQUEST.zero) !== 0) return undefined;
   const runs: RequestRun[] = [];
+  let pages = 0;
   for (let offset = REQUEST_HEAD_BYTES; offset < body.length; offset += REQUEST_RUN_BYTES) {
     const run = decodeRequestRun(body, offset);
     if (run === undefined) return undefined;
     runs.push(run);
+    pages += run.count;
+    if (pages > DATAGRAM_PAGES_MAX) return undefined;
   }
   const seen = body.readUInt32LE(REQUEST.seen);
   return { urgency, delivery, seen, roundTripUs: body.readUInt32LE(REQUEST.roundTrip), runs };
@@ -218,11 +223,14 @@ export function decodePages(body: Buffer): Pages | undefined {
   if (channel === undefined || body.length < dataStart) return undefined;
   const runs: PageRun[] = [];
   let dataOffset = dataStart;
+  let pages = 0;
   for (let offset = PAGES_HEAD_BYTES; offset < dataStart; offset += RUN_BYTES) {
     const page = body.readUInt32LE(offset + RUN.page);
     const count = body.readUInt16LE(offset + RUN.count);
     const kind = pageKindOf(body.readUInt16LE(offset + RUN.kind));
     if (kind === undefined || !isRun(page, count)) return undefined;
+    pages += count;
+    if (pages > DATAGRAM_PAGES_MAX) return undefined;
     if (kind === PAGE_KIND.data) dataOffset += count * PAGE_BYTES;
     if (kind === PAGE_KIND.packed) dataOffset = packedEnd(body, dataOffset, count);
     if (dataOffset > body.length) return undefined;
