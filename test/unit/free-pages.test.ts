@@ -5,6 +5,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { type FreePages, findFreePages } from '../../packages/clone-agent/src/freeze/free-pages.js';
 import type { PageSource } from '../../packages/clone-agent/src/freeze/guest-memory.js';
+import { AbsentPageError } from '../../packages/clone-agent/src/freeze/layout-error.js';
 import { createTransferBuffer } from '../../packages/clone-agent/src/freeze/process-memory.js';
 import { times } from '../support/soak.js';
 
@@ -46,6 +47,7 @@ class Guest implements PageSource {
   readonly pages = PAGES;
   readonly bytes = Buffer.alloc(PAGES * PAGE);
   reads = 0;
+  readonly absent = new Set<number>();
 
   constructor(blocks: readonly Block[], options: { smallPages?: boolean } = {}) {
     this.#writeTables(options.smallPages === true);
@@ -64,6 +66,7 @@ class Guest implements PageSource {
 
   readPage: PageSource['readPage'] = (page, target, offset) => {
     this.reads++;
+    if (this.absent.has(page)) throw new AbsentPageError(page);
     this.bytes.copy(target.bytes, offset, page * PAGE, (page + 1) * PAGE);
   };
 
@@ -198,6 +201,23 @@ describe('free pages', () => {
   it('are found through small pages of the page array as well', () => {
     const found = new Guest(BLOCKS, { smallPages: true }).find();
     expect(listed(found)).toEqual(freeOf(BLOCKS).sort(ascending));
+  });
+
+  it('are those that can be found without a page that is on another host', () => {
+    const guest = new Guest(BLOCKS);
+    const structOf = (page: number) => Math.floor(guest.structAt(page) / PAGE);
+    // Of one that heads a list, of one behind another, and the sample of a third.
+    for (const page of [structOf(3072), structOf(FIRST_FREE + 64), FIRST_FREE + 128]) {
+      guest.absent.add(page);
+    }
+    const missed = [3072, FIRST_FREE + 64, FIRST_FREE + 128];
+    const found = guest.find();
+    expect(listed(found)).toEqual(
+      freeOf(BLOCKS.filter(({ page }) => !missed.includes(page))).sort(ascending),
+    );
+    expect(found).toMatchObject({ listsLeft: 3, isComplete: true });
+    guest.absent.add(NODE);
+    expectNothingFree(guest.find(), /^page 12 is on another host$/);
   });
 
   it('are none in a guest without free blocks', () => {

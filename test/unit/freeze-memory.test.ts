@@ -1,14 +1,12 @@
 // Freezes of a real process that maps a file privately, as QEMU maps its RAM: whatever the process wrote, the
 // new snapshot shows exactly its memory, and stores no more of it than it must.
 
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { once } from 'node:events';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { createInterface } from 'node:readline';
-import { ZERO_PAGE } from '@snowfork/memserver';
+import { HeldPages, ZERO_PAGE } from '@snowfork/memserver';
 import type { SnowforkError } from '@snowfork/sdk/api';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
@@ -26,39 +24,16 @@ import {
   type PageRuns,
   ProcessMemory,
 } from '../../packages/clone-agent/src/freeze/process-memory.js';
+import { contentOf, MappingProcess } from '../support/mapping-process.js';
 
 const PAGE = 4096;
 const PAGES = 2048;
 /** Pages of the base snapshot that are not zero: the first so many. */
 const BASE_PAGES = 1024;
 
-/** Maps the file, then does what it is told: `fill PAGE COUNT SEED` or `read PAGE`; answers `ok`. */
-const CHILD = `
-import koffi from 'koffi';
-import fs from 'node:fs';
-import { createInterface } from 'node:readline';
-const [path, bytes] = [process.argv[1], Number(process.argv[2])];
-const libc = koffi.load('libc.so.6');
-const mmap = libc.func('void *mmap(void *, size_t, int, int, int, long)');
-const memory = Buffer.from(koffi.view(mmap(null, bytes, 3, 2, fs.openSync(path, 'r'), 0), bytes));
-console.log('ok');
-for await (const line of createInterface({ input: process.stdin })) {
-  const [word, page, count, seed] = line.split(' ');
-  if (word === 'fill') {
-    for (let p = Number(page); p < Number(page) + Number(count); p++) {
-      memory.fill(Number(seed), p * 4096, (p + 1) * 4096);
-      if (seed !== '0') memory.writeUInt32LE(p, p * 4096 + 8);
-    }
-  }
-  if (word === 'read') globalThis.last = memory[Number(page) * 4096];
-  console.log('ok');
-}
-`;
-
 let folder: string;
 let ramPath: string;
-let child: ChildProcess;
-let answers: AsyncIterator<string>;
+let child: MappingProcess;
 let base: LayerStack;
 let freezes = 0;
 
@@ -69,50 +44,23 @@ beforeEach(async () => {
   fs.truncateSync(ramPath, PAGES * PAGE);
   const entries = new Uint16Array(PAGES).fill(1, 0, BASE_PAGES);
   base = { map: { entries, layerCount: 1 }, layers: [{ id: 'base', path: ramPath }] };
-  const node = ['--input-type=module', '-e', CHILD, ramPath, String(PAGES * PAGE)];
-  child = spawn(process.execPath, node, { stdio: ['pipe', 'pipe', 'inherit'] });
-  answers = createInterface({ input: child.stdout! })[Symbol.asyncIterator]();
-  await answers.next();
+  child = await MappingProcess.start(ramPath, PAGES);
 });
 
 afterEach(async () => {
-  const isGone = child.exitCode === null && child.signalCode === null ? once(child, 'exit') : null;
-  child.kill('SIGKILL');
-  await isGone;
+  await child.end();
   fs.rmSync(folder, { recursive: true, force: true });
 });
 
-async function tell(words: string): Promise<void> {
-  child.stdin!.write(`${words}\n`);
-  expect((await answers.next()).value).toBe('ok');
-}
+const tell = (words: string): Promise<void> => child.tell(words);
+const memoryOfChild = (): Buffer => child.memory();
 
 async function freeze(last: LayerStack, from: LayerStack = base): Promise<FrozenMemory> {
   const id = `layer-${++freezes}`;
   const newLayer = { id, path: path.join(folder, id) };
-  const freezing = prepareFreeze({ pid: child.pid!, ramPath, base: from, last, newLayer });
+  const freezing = prepareFreeze({ pid: child.pid, ramPath, base: from, last, newLayer });
   freezing.run();
   return await freezing.finish();
-}
-
-/** The child's memory, read once more and whole. */
-function memoryOfChild(): Buffer {
-  const memory = new ProcessMemory({ pid: child.pid!, path: ramPath });
-  const buffer = createTransferBuffer(PAGES);
-  memory.readRange(0, PAGES, buffer, 0);
-  memory.close();
-  return buffer.bytes;
-}
-
-/** What a clone of the snapshot would see. */
-function contentOf(stack: LayerStack): Buffer {
-  const layers = stack.layers.map((layer) => fs.readFileSync(layer.path));
-  const content = Buffer.alloc(PAGES * PAGE);
-  for (const [page, entry] of stack.map.entries.entries()) {
-    if (entry === ZERO_PAGE) continue;
-    layers[entry - 1]!.copy(content, page * PAGE, page * PAGE, (page + 1) * PAGE);
-  }
-  return content;
 }
 
 const idsOf = (stack: LayerStack): string[] => stack.layers.map(({ id }) => id);
@@ -188,6 +136,28 @@ describe('a freeze', () => {
     expect(contentOf(second).equals(memoryOfChild())).toBe(true);
   });
 
+  it('never reads what is on another host, as nobody may answer', async () => {
+    const held = path.join(folder, 'ram.held');
+    HeldPages.create(held, PAGES);
+    const replica = { map: base.map, layers: [{ id: 'base', path: ramPath, held }] };
+    const note = { physicalAddress: 5 * PAGE, sizeBytes: 2 * PAGE };
+    const newLayer = { id: 'new', path: path.join(folder, 'new') };
+    const of = { pid: child.pid!, ramPath, base: replica, last: replica, newLayer, note };
+    const freezing = prepareFreeze(of);
+    expect(freezing.absentPages).toEqual([5]);
+    const pages = HeldPages.map(held);
+    pages.set(5);
+    freezing.searchAgain();
+    expect(freezing.absentPages).toEqual([6]);
+    await tell('fill 6 1 1');
+    freezing.run();
+    const frozen = await freezing.finish();
+    expect(freezing.absentPages).toEqual([]);
+    expect(frozen.free.reason).not.toMatch(/host/);
+    expect(frozen.counts).toMatchObject({ privatePages: 1, freePages: 0, storedPages: 1 });
+    pages.unmap();
+  });
+
   it('references the base for a page that was written and is as it was', async () => {
     const page = Buffer.alloc(PAGE, 1);
     page.writeUInt32LE(5, 8); // as `fill 5 1 1` leaves it
@@ -245,7 +215,7 @@ describe('a freeze', () => {
   it('shows the moment of `run`, whatever is written before `finish`', async () => {
     await tell('fill 30 40 1');
     const newLayer = { id: 'new', path: path.join(folder, 'new') };
-    const freezing = prepareFreeze({ pid: child.pid!, ramPath, base, last: base, newLayer });
+    const freezing = prepareFreeze({ pid: child.pid, ramPath, base, last: base, newLayer });
     await tell('fill 50 600 2');
     freezing.run();
     const atRun = Buffer.from(memoryOfChild());
@@ -257,7 +227,7 @@ describe('a freeze', () => {
     await tell('fill 0 1000 1');
     const begin = (name: string) =>
       prepareFreeze({
-        pid: child.pid!,
+        pid: child.pid,
         ramPath,
         base,
         last: base,
@@ -281,7 +251,7 @@ it('gives back what it took of the reserve, however it ends', async () => {
   await tell('fill 0 1000 1');
   for (let round = 0; round < RESERVE_PIECES_MAX / 2; round++) {
     const newLayer = { id: 'new', path: path.join(folder, 'new') };
-    const freezing = prepareFreeze({ pid: child.pid!, ramPath, base, last: base, newLayer });
+    const freezing = prepareFreeze({ pid: child.pid, ramPath, base, last: base, newLayer });
     freezing.run();
     freezing.abandon();
   }
@@ -291,14 +261,13 @@ it('gives back what it took of the reserve, however it ends', async () => {
 describe('a freeze that fails', () => {
   const begin = (overrides: object = {}) => {
     const newLayer = { id: 'new', path: path.join(folder, 'new') };
-    return prepareFreeze({ pid: child.pid!, ramPath, base, last: base, newLayer, ...overrides });
+    return prepareFreeze({ pid: child.pid, ramPath, base, last: base, newLayer, ...overrides });
   };
 
   it('says that the VM is gone, and leaves no file', async () => {
     await tell('fill 0 10 1');
     const freezing = begin();
-    child.kill('SIGKILL');
-    await once(child, 'exit');
+    await child.end();
     expect(codeOf(() => freezing.run())).toBe('SF_VM_GONE');
     expect(codeOf(() => begin())).toBe('SF_VM_GONE');
     expect(layerFiles()).toEqual([]);
@@ -357,7 +326,7 @@ describe('the memory of a process', () => {
     await tell('read 600');
     const written = [3, ...Array.from({ length: 400 }, (_, i) => i + 7)];
     const read = [false, true].map((newCalls) => {
-      const memory = new ProcessMemory({ pid: child.pid!, path: ramPath, newCalls });
+      const memory = new ProcessMemory({ pid: child.pid, path: ramPath, newCalls });
       expect(expandRuns(memory.privatePages())).toEqual(written);
       const buffer = createTransferBuffer(16);
       memory.readPages(Int32Array.of(3, 4, 9, 600, 601, 2047), 6, buffer);
@@ -369,6 +338,23 @@ describe('the memory of a process', () => {
     const whole = memoryOfChild();
     expect(read[0]!.subarray(0, PAGE).equals(whole.subarray(3 * PAGE, 4 * PAGE))).toBe(true);
     expect(read[0]!.subarray(6 * PAGE).equals(whole.subarray(PAGE, 10 * PAGE))).toBe(true);
+  });
+
+  it('has in its page table what was touched since it was dropped', async () => {
+    const mapped = (newCalls: boolean) => {
+      const memory = new ProcessMemory({ pid: child.pid, path: ramPath, newCalls });
+      const pages = expandRuns(memory.mappedPages());
+      memory.close();
+      return pages;
+    };
+    await tell('fill 100 4 1');
+    await tell('drop 0 2048');
+    await tell('fill 3 2 1');
+    expect(mapped(false)).toEqual([3, 4]);
+    // The kernel maps pages of the file beside the one that is read.
+    await tell('read 600');
+    expect(mapped(false)).toEqual(expect.arrayContaining([3, 4, 600]));
+    expect(mapped(true)).toEqual(mapped(false));
   });
 
   it('is mapped once, in however many lines', () => {

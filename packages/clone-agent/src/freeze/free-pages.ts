@@ -12,7 +12,7 @@
 // Method: makedumpfile's `page_is_buddy` (by the array), and SnowFlock's first heuristic (EuroSys 2009, 4.3).
 
 import { GuestMemory, type PageSource } from './guest-memory.js';
-import { GuestLayoutError } from './layout-error.js';
+import { AbsentPageError, GuestLayoutError } from './layout-error.js';
 import { PageTables } from './page-tables.js';
 import { PAGE_BYTES, type TransferBuffer } from './process-memory.js';
 import {
@@ -34,7 +34,7 @@ export interface FreePages {
   readonly freeBlocks: number;
   /** Pages of the guest that were read to find out. */
   readonly pagesRead: number;
-  /** Lists that were left early as they were being changed. */
+  /** Lists that were left early: they were being changed, or what leads on is on another host. */
   readonly listsLeft: number;
   /** False when a budget ended the walk: there are more free pages. */
   readonly isComplete: boolean;
@@ -136,9 +136,18 @@ class FreeListWalk {
           const head = BigInt.asUintN(64, zone.virtualAddress + BigInt(at));
           const first = zone.heads.readBigUInt64LE(at + listNextOffset);
           // A zone without memory never had its heads initialised: they are all zero.
-          if (first !== head && first !== 0n) this.#walkList(order, head, first);
+          if (first !== head && first !== 0n) this.#walkAsFarAsIsHere(order, head, first);
         }
       }
+    }
+  }
+
+  #walkAsFarAsIsHere(order: number, head: bigint, first: bigint): void {
+    try {
+      this.#walkList(order, head, first);
+    } catch (error) {
+      if (!(error instanceof AbsentPageError)) throw error;
+      this.listsLeft++;
     }
   }
 
@@ -167,13 +176,13 @@ class FreeListWalk {
         this.listsLeft++;
         return;
       }
-      this.#isFree.fill(1, ramPage, ramPage + blockPages);
-      this.freePages += blockPages;
-      this.freeBlocks++;
       if (isFirst && this.#samples < SAMPLES_MAX) {
         this.#samples++;
         checkPoison(memory, ramPage);
       }
+      this.#isFree.fill(1, ramPage, ramPage + blockPages);
+      this.freePages += blockPages;
+      this.freeBlocks++;
       const next = at + (pageLruOffset + listNextOffset) / 4;
       low = words[next]!;
       high = words[next + 1]!;

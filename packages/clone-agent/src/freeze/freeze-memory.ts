@@ -4,16 +4,19 @@
 //
 // What a page of the new snapshot is:
 //
-//   the VM wrote it (private)  → free in the guest, or all zero     → zero
-//                              → equal to the newest snapshot's     → that one's layer
-//                              → else                               → the new layer
-//   it did not                 → free in the guest                  → zero
-//                              → else                               → what its snapshot says (base)
+//   the VM wrote it    → free in the guest, or all zero                       → zero
+//   (private)          → not written since the newest snapshot                → what that one says
+//                      → equal to the newest snapshot's                       → that one's layer
+//                      → else                                                 → the new layer
+//   it did not         → free in the guest                                    → zero
+//                      → else                                                 → what its snapshot says (base)
 //
 // For a page that the VM did not write, base decides and not the newest snapshot: base is what its mapping shows. The
 // newest snapshot has zero for a page that was free then; the guest may have taken it since without writing all of it.
+// For the same reason a private page that was free then counts as written since, as all do where nobody can tell
+// (`write-tracker.ts`).
 //
-// The pause only finds the private pages and the free ones, and copies what is private and not free into memory of the
+// The pause only finds the private pages and the free ones, and copies what was written and is not free into memory of the
 // agent; telling the copies apart and storing them (a page of a tmpfs file costs several times its copy) comes after it, as
 // does all that has to be done for each page of the RAM.
 
@@ -32,6 +35,7 @@ import {
   type LayerStack,
   layerFailure,
 } from './layer-stack.js';
+import { AbsentPageError } from './layout-error.js';
 import {
   PageReserve,
   PIECE_PAGES,
@@ -40,12 +44,14 @@ import {
 } from './page-reserve.js';
 import {
   createTransferBuffer,
+  joinRuns,
   PAGE_BYTES,
   type PageRuns,
   ProcessMemory,
   type TransferBuffer,
 } from './process-memory.js';
 import type { NoteLocation } from './vmcoreinfo.js';
+import type { WriteTracker } from './write-tracker.js';
 
 export interface FreezeMemoryOptions {
   /** QEMU's process. */
@@ -57,6 +63,8 @@ export interface FreezeMemoryOptions {
   /** The newest snapshot frozen from this VM; `base` when there is none. */
   readonly last: LayerStack;
   readonly newLayer: LayerFile;
+  /** Tells what QEMU wrote since `last`, which has this id; without it, all that is private counts as written. */
+  readonly writes?: { readonly tracker: WriteTracker; readonly last: string } | undefined;
   /** Where the guest has its VMCOREINFO, if that is known already; see `run`. */
   readonly note?: NoteLocation | undefined;
 }
@@ -105,12 +113,18 @@ export class MemoryFreeze {
   /** The new map, in the numbers of the joined stack. */
   readonly #entries: Uint16Array<ArrayBuffer>;
   readonly #newEntry: number;
+  /** Private pages, as far as it is known. */
+  #private: PageRuns;
+  /** 1 for each page for which the newest snapshot can't decide. */
+  readonly #isStale: Uint8Array;
+  /** Whether what the VM writes from the pause on is told to the next freeze. */
+  #isTracked = false;
   /** Copied and not yet told apart. */
   readonly #copies: ReservePiece[] = [];
   #state: 'prepared' | 'run' | 'ended' = 'prepared';
   #free: FreePages | undefined;
+  #absent: readonly number[] = [];
   #partsMs: FreezePartsMs = { privatePages: 0, freePages: 0, copy: 0 };
-  #privatePages = 0;
   #zeroPages = 0;
   #referencedPages = 0;
   #storedPages = 0;
@@ -130,12 +144,27 @@ export class MemoryFreeze {
       throw error;
     }
     try {
-      const { runs, free } = this.#search(options.note);
-      reserve.prepare(Math.ceil((countCopies(runs, free.isFree) * 9) / 8 / PIECE_PAGES) + 1);
+      // In this order: what becomes private in between is told by the pause, as it was written since.
+      this.#isStale = this.#lookAtWrites();
+      this.#private = memory.privatePages();
+      const { isFree } = this.#findFree(options.note);
+      const copies = countCopies(this.#private, isFree, this.#isStale);
+      reserve.prepare(Math.ceil((copies * 9) / 8 / PIECE_PAGES) + 1);
     } catch (error) {
       this.abandon();
       throw error;
     }
+  }
+
+  /** Pages of other hosts that the last search would have read, and that are not here. */
+  get absentPages(): readonly number[] {
+    return this.#absent;
+  }
+
+  /** Before the pause: some of the absent pages have come. */
+  searchAgain(): void {
+    this.#expect('prepared');
+    this.#findFree(this.#options.note);
   }
 
   /**
@@ -148,13 +177,13 @@ export class MemoryFreeze {
     this.#expect('prepared');
     this.#state = 'run';
     try {
-      const { runs, free, privateMs, freeMs } = this.#search(note);
-      const started = performance.now();
-      this.#free = free;
-      this.#privatePages = runs.pages;
-      this.#copyPages(runs, free.isFree);
-      const copy = performance.now() - started;
-      this.#partsMs = { privatePages: privateMs, freePages: freeMs, copy };
+      const since = stopwatch();
+      this.#private = this.#findPrivate();
+      const privatePages = since();
+      this.#free = this.#findFree(note);
+      const freePages = since();
+      this.#copyPages(this.#private, this.#free.isFree);
+      this.#partsMs = { privatePages, freePages, copy: since() };
     } catch (error) {
       this.abandon();
       throw error;
@@ -183,13 +212,14 @@ export class MemoryFreeze {
     this.#end();
     if (this.#storedPages === 0) fs.rmSync(this.#options.newLayer.path, { force: true });
     const { isFree, ...free } = this.#free!;
+    this.#referToUnwritten(isFree);
     zeroWhereFree(this.#entries, isFree);
     const layers = [...this.#stacks.layers, this.#options.newLayer];
     return {
       ...dropUnusedLayers(this.#entries, layers),
       counts: {
         totalPages: this.#entries.length,
-        privatePages: this.#privatePages,
+        privatePages: this.#private.pages,
         freePages: free.freePages,
         zeroPages: this.#zeroPages,
         referencedPages: this.#referencedPages,
@@ -199,6 +229,11 @@ export class MemoryFreeze {
       free,
       partsMs: this.#partsMs,
     };
+  }
+
+  /** The snapshot `id`, made of what `finish` gave, is the VM's newest now. */
+  confirm(id: string): void {
+    if (this.#isTracked) this.#options.writes!.tracker.settle(id, this.#free!.isFree);
   }
 
   /** Ends the freeze without a snapshot, at any time but twice; the new layer's file is removed. */
@@ -222,19 +257,28 @@ export class MemoryFreeze {
     fs.closeSync(this.#layerFd);
   }
 
-  #search(note: NoteLocation | undefined): {
-    runs: PageRuns;
-    free: FreePages;
-    privateMs: number;
-    freeMs: number;
-  } {
-    const started = performance.now();
-    const runs = this.#memory.privatePages();
-    const scanned = performance.now();
+  #lookAtWrites(): Uint8Array {
+    const { writes } = this.#options;
+    const isStale = writes?.tracker.look(this.#memory, writes.last);
+    if (isStale === undefined) return new Uint8Array(this.#entries.length).fill(1);
+    return this.#stacks.isLastWhole ? isStale : isStale.fill(1);
+  }
+
+  #findPrivate(): PageRuns {
+    const written = this.#options.writes?.tracker.take(this.#memory);
+    this.#isTracked = written !== undefined;
+    // What has become private since the first look was written since.
+    if (written !== undefined) return joinRuns(this.#private, written);
+    this.#isStale.fill(1);
+    return this.#memory.privatePages();
+  }
+
+  #findFree(note: NoteLocation | undefined): FreePages {
     const { entries } = this.#options.base.map;
-    const source = new FrozenPages(runs, this.#memory, this.#readers, entries);
+    const source = new FrozenPages(this.#private, this.#memory, this.#readers, entries);
     const free = findFreePages({ source, note, cache: introspectionCache });
-    return { runs, free, privateMs: scanned - started, freeMs: performance.now() - scanned };
+    this.#absent = source.absent;
+    return free;
   }
 
   #copyPages(runs: PageRuns, isFree: Uint8Array): void {
@@ -243,7 +287,7 @@ export class MemoryFreeze {
     for (let run = 0; run < runs.length; run++) {
       const end = starts[run]! + counts[run]!;
       for (let page = starts[run]!; page < end; page++) {
-        if (isFree[page] === 1) continue;
+        if (isFree[page] === 1 || this.#isStale[page] === 0) continue;
         if (piece.length === PIECE_PAGES) {
           this.#memory.readPages(piece.pages, piece.length, piece.buffer);
           piece = this.#takePiece();
@@ -252,6 +296,20 @@ export class MemoryFreeze {
       }
     }
     this.#memory.readPages(piece.pages, piece.length, piece.buffer);
+  }
+
+  #referToUnwritten(isFree: Uint8Array): void {
+    const { starts, counts, length } = this.#private;
+    for (let run = 0; run < length; run++) {
+      const end = starts[run]! + counts[run]!;
+      for (let page = starts[run]!; page < end; page++) {
+        if (isFree[page] === 1 || this.#isStale[page] === 1) continue;
+        const entry = this.#stacks.lastEntry(page);
+        this.#entries[page] = entry;
+        if (entry === ZERO_PAGE) this.#zeroPages++;
+        else this.#referencedPages++;
+      }
+    }
   }
 
   /** The piece is among the copies at once, so that it is given back whatever happens. */
@@ -353,13 +411,30 @@ function createLayer(path: string, pages: number): number {
   }
 }
 
-function countCopies({ starts, counts, length }: PageRuns, isFree: Uint8Array): number {
+function countCopies(
+  { starts, counts, length }: PageRuns,
+  isFree: Uint8Array,
+  isStale: Uint8Array,
+): number {
   let copies = 0;
   for (let run = 0; run < length; run++) {
     const end = starts[run]! + counts[run]!;
-    for (let page = starts[run]!; page < end; page++) if (isFree[page] === 0) copies++;
+    for (let page = starts[run]!; page < end; page++) {
+      if (isFree[page] === 0 && isStale[page] === 1) copies++;
+    }
   }
   return copies;
+}
+
+/** Milliseconds since it was asked last. */
+function stopwatch(): () => number {
+  let last = performance.now();
+  return () => {
+    const now = performance.now();
+    const passed = now - last;
+    last = now;
+    return passed;
+  };
 }
 
 function zeroWhereFree(entries: Uint16Array, isFree: Uint8Array): void {
@@ -370,10 +445,13 @@ function zeroWhereFree(entries: Uint16Array, isFree: Uint8Array): void {
 
 /**
  * The RAM of the VM for the walk of its free lists. A page that the VM did not write is read from its
- * layer: through the mapping it would be a fault, and so a round trip to the pager.
+ * layer: through the mapping it would be a fault, and so a round trip to the pager, and the agent
+ * would stand still for as long as a host that is gone does not answer.
  */
 class FrozenPages implements PageSource {
   readonly pages: number;
+  /** Asked for, and not on this host. */
+  readonly absent: number[] = [];
   readonly #runs: PageRuns;
   readonly #memory: ProcessMemory;
   readonly #readers: LayerReaders;
@@ -389,12 +467,13 @@ class FrozenPages implements PageSource {
 
   readPage(page: number, target: TransferBuffer, offset: number): void {
     const entry = this.#base[page]!;
-    if (this.#isPrivate(page) || (entry !== ZERO_PAGE && !this.#readers.isReadable(entry))) {
+    if (this.#isPrivate(page)) {
       this.#memory.readRange(page, 1, target, offset);
     } else if (entry === ZERO_PAGE) {
       target.bytes.fill(0, offset, offset + PAGE_BYTES);
-    } else {
-      this.#readers.read(entry, page, 1, target.bytes, offset);
+    } else if (!this.#readers.readIfHere(entry, page, target.bytes, offset)) {
+      this.absent.push(page);
+      throw new AbsentPageError(page);
     }
   }
 

@@ -3,7 +3,7 @@
 // Called by `freeze-memory.ts`.
 
 import fs from 'node:fs';
-import { LAYERS_MAX, type PageMap, ZERO_PAGE } from '@snowfork/memserver/pages';
+import { ABSENT, HeldPages, LAYERS_MAX, type PageMap, ZERO_PAGE } from '@snowfork/memserver/pages';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { PAGE_BYTES } from './process-memory.js';
 
@@ -17,8 +17,8 @@ export const LAYERS_OF_ONE_VM_MAX = 64;
 export interface LayerFile {
   readonly id: string;
   readonly path: string;
-  /** Of a layer that lies on another host: some of its pages are here, and the others are not. */
-  readonly isReplica?: boolean;
+  /** Of a layer that lies on another host: the file that says which of its pages are here. */
+  readonly held?: string;
 }
 
 /** A page map and the layers that it counts, in their order: entry k is `layers[k − 1]`. */
@@ -32,6 +32,8 @@ export interface JoinedStacks {
   readonly layers: readonly LayerFile[];
   /** The newest snapshot's entry for a page, or ZERO_PAGE where its layer shall not be referenced. */
   lastEntry(page: number): number;
+  /** False when some of the newest snapshot's layers shall not be referenced. */
+  readonly isLastWhole: boolean;
 }
 
 /** @throws SnowforkError when the stacks are not of an object of `pages` pages. */
@@ -59,17 +61,20 @@ export function joinStacks(base: LayerStack, last: LayerStack, pages: number): J
     throw new SnowforkError('SF_INTERNAL', `a stack of ${layers.length} layers is too deep`);
   }
   const { entries } = last.map;
-  return { layers, lastEntry: (page) => translated[entries[page]!]! };
+  const isLastWhole = mayReferenceOwn || own === 0;
+  return { layers, isLastWhole, lastEntry: (page) => translated[entries[page]!]! };
 }
 
 /** Files of the layers of a stack, opened when first read and kept open for one freeze. */
 export class LayerReaders {
   readonly #layers: readonly LayerFile[];
   readonly #fds: (number | undefined)[];
+  readonly #replicas: (Replica | null | undefined)[];
 
   constructor(layers: readonly LayerFile[]) {
     this.#layers = layers;
     this.#fds = new Array(layers.length + 1);
+    this.#replicas = new Array(layers.length + 1);
   }
 
   /** False when the layer is another host's: its pages can't be compared with, only fetched. */
@@ -89,7 +94,26 @@ export class LayerReaders {
     }
   }
 
+  /** Reads a page of any layer, without a wait for another host; false when the page is not here. */
+  readIfHere(entry: number, page: number, target: Buffer, offset: number): boolean {
+    if (this.#layers[entry - 1]!.held === undefined) {
+      if (!this.isReadable(entry)) return false;
+      this.read(entry, page, 1, target, offset);
+      return true;
+    }
+    const replica = this.#openReplica(entry);
+    const guard = replica?.held.guard(page, 1) ?? ABSENT;
+    if (replica === null || guard === ABSENT) return false;
+    const read = fs.readSync(replica.fd, target, offset, PAGE_BYTES, page * PAGE_BYTES);
+    return read === PAGE_BYTES && replica.held.isStill(guard);
+  }
+
   close(): void {
+    for (const replica of this.#replicas) {
+      replica?.held.unmap();
+      if (replica) fs.closeSync(replica.fd);
+    }
+    this.#replicas.fill(undefined);
     for (const fd of this.#fds) if (fd !== undefined && fd >= 0) fs.closeSync(fd);
     this.#fds.fill(undefined);
   }
@@ -100,13 +124,35 @@ export class LayerReaders {
     const layer = this.#layers[entry - 1]!;
     let fd = -1;
     try {
-      if (layer.isReplica !== true) fd = fs.openSync(layer.path, 'r');
+      if (layer.held === undefined) fd = fs.openSync(layer.path, 'r');
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw layerFailure(error);
     }
     this.#fds[entry] = fd;
     return fd;
   }
+
+  /** Null when it has gone. */
+  #openReplica(entry: number): Replica | null {
+    const known = this.#replicas[entry];
+    if (known !== undefined) return known;
+    const { path, held } = this.#layers[entry - 1]!;
+    let replica: Replica | null = null;
+    try {
+      const pages = HeldPages.map(held!);
+      replica = { held: pages, fd: fs.openSync(path, 'r') };
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw layerFailure(error);
+    }
+    this.#replicas[entry] = replica;
+    return replica;
+  }
+}
+
+/** A layer of another host, as far as it is here. */
+interface Replica {
+  readonly held: HeldPages;
+  readonly fd: number;
 }
 
 /** Takes out the layers that no page names, and renumbers the entries in place. */

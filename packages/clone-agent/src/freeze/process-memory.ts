@@ -1,6 +1,7 @@
 // Reads the RAM of a running or stopped QEMU from outside: where it is mapped, which of its pages the
-// process has for its own (written, so no longer the file's), and their bytes. It never writes there and
-// knows nothing of guests. Called by the freeze; Linux only, for the owner of the process or root.
+// process has for its own (written, so no longer the file's), which of those it wrote lately, and their bytes. It
+// never writes there and knows nothing of guests. Called by the freeze; Linux only, for the owner of the process or
+// root.
 
 import fs from 'node:fs';
 import { SnowforkError } from '@snowfork/sdk/api';
@@ -85,19 +86,78 @@ export class ProcessMemory {
    * only read is the file's; one that was ever written is not, even when it is all zero.
    */
   privatePages(): PageRuns {
+    return this.#find(PRIVATE, PAGEMAP_FILE);
+  }
+
+  /**
+   * The pages that the process has in its page table, or swapped out: what it touched, its own and the file's, and
+   * those of the file that the kernel mapped beside them.
+   */
+  mappedPages(): PageRuns {
+    return this.#find(MAPPED, 0);
+  }
+
+  /**
+   * Of the private pages those written since they were protected last. They are protected from now on, each in the
+   * moment in which it is looked at, so that no write is lost between. Undefined when the kernel does not
+   * track what is written there (`write-tracker.ts`).
+   *
+   * @throws SnowforkError SF_VM_GONE, SF_QEMU_FAILED; it is not known then which pages are protected.
+   */
+  takeWrittenPages(): PageRuns | undefined {
+    const found = new RunList();
+    // To tell private pages from the file's the kernel has to look at each page, which takes eight times as long as
+    // to look at its entry. So it does for those only that lie near what is not protected; the file's never are.
+    const spans = new RunList(SPAN_GAP_PAGES);
+    return this.#tracked(() => {
+      if (this.#scan(WRITTEN, spans) !== 'done') return undefined;
+      for (let span = 0; span < spans.length; span++) {
+        const within = { first: spans.starts[span]!, count: spans.counts[span]! };
+        if (this.#scan(WRITTEN_PRIVATE, found, within) !== 'done') return undefined;
+      }
+      return found;
+    });
+  }
+
+  /**
+   * Pages that are neither in memory nor written since they were protected: swapped out, or dropped, which looks the
+   * same. Undefined as `takeWrittenPages`.
+   */
+  absentPages(): PageRuns | undefined {
+    const found = new RunList();
+    return this.#tracked(() => (this.#scan(ABSENT, found) === 'done' ? found : undefined));
+  }
+
+  /** Whether the kernel tracks writes to the first page. */
+  tracksWrites(): 'yes' | 'not yet' | 'never' {
+    const result = this.#tracked(() => this.#scan(WRITTEN, new RunList(), { first: 0, count: 1 }));
+    return result === 'done' ? 'yes' : result === 'not tracked' ? 'not yet' : 'never';
+  }
+
+  /** @param notFlags of an entry of the page map, where the query can't be asked */
+  #find(query: PageQuery, notFlags: number): PageRuns {
     const found = new RunList();
     try {
-      if (this.#canScan && this.#scanPagemap(found)) {
-        // The scan of a process that has ended finds nothing, as if it had written nothing.
+      if (this.#canScan && this.#scan(query, found) === 'done') {
         this.#assertThere();
       } else {
         this.#canScan = false;
-        this.#readPagemap(found);
+        this.#readPagemap(found, notFlags);
       }
     } catch (error) {
       throw this.#failure('reading the page map of QEMU', error);
     }
     return found;
+  }
+
+  #tracked<T>(scan: () => T): T {
+    try {
+      const result = scan();
+      this.#assertThere();
+      return result;
+    } catch (error) {
+      throw this.#failure('reading the page map of QEMU', error);
+    }
   }
 
   /** Fills `target` from its byte `offset` on with `count` pages of the RAM from `page` on. */
@@ -145,50 +205,46 @@ export class ProcessMemory {
     }
   }
 
-  /** PAGEMAP_SCAN (Linux 6.7): the kernel skips what is not mapped. False when it has no such call. */
-  #scanPagemap(found: RunList): boolean {
+  /** PAGEMAP_SCAN (Linux 6.7): the kernel skips what is not mapped. */
+  #scan(query: PageQuery, found: RunList, within?: { first: number; count: number }): ScanResult {
     const { startAddress, pages } = this.mapping;
-    const endAddress = startAddress + pages * PAGE_BYTES;
-    let from = startAddress;
-    while (from < endAddress) {
-      scanRequest.fill(0n);
-      scanRequest[SCAN.size] = BigInt(scanRequest.byteLength);
-      scanRequest[SCAN.start] = BigInt(from);
-      scanRequest[SCAN.end] = BigInt(endAddress);
-      scanRequest[SCAN.vector] = scanRegionsAddress;
-      scanRequest[SCAN.vectorLength] = BigInt(SCAN_REGIONS);
-      scanRequest[SCAN.inverted] = CATEGORY.file;
-      scanRequest[SCAN.all] = CATEGORY.file;
-      scanRequest[SCAN.any] = CATEGORY.present | CATEGORY.swapped;
+    const { first, count } = within ?? { first: 0, count: pages };
+    const endAddress = startAddress + (first + count) * PAGE_BYTES;
+    const fromAddress = startAddress + first * PAGE_BYTES;
+    for (let from = fromAddress; from < endAddress; ) {
+      setScanRequest(query, from, endAddress);
       const regions = ioctl(this.#pagemap, PAGEMAP_SCAN, scanRequest);
       if (regions < 0) {
         const errno = koffi.errno();
-        if (errno === ERRNO.EINTR) continue;
-        if (from === startAddress && (errno === ERRNO.ENOTTY || errno === ERRNO.EINVAL)) {
-          return false;
+        if (errno === ERRNO.EPERM) return 'not tracked';
+        if (from === fromAddress && (errno === ERRNO.ENOTTY || errno === ERRNO.EINVAL)) {
+          return 'no such call';
         }
         throw errnoError(errno);
       }
       for (let region = 0; region < regions; region++) {
-        const first = (Number(scanRegions[region * 3]) - startAddress) / PAGE_BYTES;
+        const start = (Number(scanRegions[region * 3]) - startAddress) / PAGE_BYTES;
         const end = (Number(scanRegions[region * 3 + 1]) - startAddress) / PAGE_BYTES;
-        found.add(first, end - first);
+        found.add(start, end - start);
       }
       const walked = Number(scanRequest[SCAN.walkEnd]);
       if (walked <= from) throw errnoError(ERRNO.EFAULT);
       from = walked;
     }
-    return true;
+    return 'done';
   }
 
-  /** The page map, unlike its scan, has an end at once when its process is gone. */
+  /**
+   * The scan of a process that has ended finds nothing, as if it had written nothing; its page map, unlike that, has an
+   * end at once.
+   */
   #assertThere(): void {
     const firstEntry = (this.mapping.startAddress / PAGE_BYTES) * PAGEMAP_ENTRY_BYTES;
     readFully(this.#pagemap, oneEntry, 0, PAGEMAP_ENTRY_BYTES, firstEntry);
   }
 
   /** What every kernel has: 8 bytes for each page, mapped or not. */
-  #readPagemap(found: RunList): void {
+  #readPagemap(found: RunList, notFlags: number): void {
     const { startAddress, pages } = this.mapping;
     const block = Buffer.allocUnsafe(Math.min(pages, PAGEMAP_BLOCK_PAGES) * PAGEMAP_ENTRY_BYTES);
     for (let page = 0; page < pages; page += PAGEMAP_BLOCK_PAGES) {
@@ -198,7 +254,7 @@ export class ProcessMemory {
       for (let i = 0; i < count; i++) {
         const flags = block[i * PAGEMAP_ENTRY_BYTES + 7]!;
         const isThere = (flags & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED)) !== 0;
-        if (isThere && (flags & PAGEMAP_FILE) === 0) found.add(page + i, 1);
+        if (isThere && (flags & notFlags) === 0) found.add(page + i, 1);
       }
     }
   }
@@ -216,6 +272,16 @@ export class ProcessMemory {
     }
     const message = `${doing} (process ${this.pid}) failed: ${reason}`;
     return new SnowforkError('SF_QEMU_FAILED', message, { cause });
+  }
+}
+
+/** `ProcessMemory.mappedPages` of a process that nothing else is asked of. @throws as that */
+export function mappedPagesOf(of: { pid: number; path: string }): PageRuns {
+  const memory = new ProcessMemory(of);
+  try {
+    return memory.mappedPages();
+  } finally {
+    memory.close();
   }
 }
 
@@ -268,6 +334,7 @@ const PAGEMAP_SCAN = 0xc0606610; // _IOWR('f', 16, struct pm_scan_arg)
 /** Index of each u64 of struct pm_scan_arg (linux/fs.h). */
 const SCAN = {
   size: 0,
+  flags: 1,
   start: 2,
   end: 3,
   walkEnd: 4,
@@ -279,9 +346,43 @@ const SCAN = {
 } as const;
 const SCAN_WORDS = 12;
 const SCAN_REGIONS = 8192;
-const CATEGORY = { file: 1n << 2n, present: 1n << 3n, swapped: 1n << 4n } as const;
+const PROTECT_FLAG = 1n << 0n; // PM_SCAN_WP_MATCHING
+const CHECK_FLAG = 1n << 1n; // PM_SCAN_CHECK_WPASYNC
+const WRITTEN_BIT = 1n << 1n; // PAGE_IS_WRITTEN
+const FILE_BIT = 1n << 2n; // PAGE_IS_FILE
+const PRESENT_BIT = 1n << 3n; // PAGE_IS_PRESENT
+const SWAPPED_BIT = 1n << 4n; // PAGE_IS_SWAPPED
+
+/** Which pages: those of `all` the categories and of `any` of them, where those `inverted` mean their opposite. */
+interface PageQuery {
+  readonly flags: bigint;
+  readonly inverted: bigint;
+  readonly all: bigint;
+  readonly any: bigint;
+}
+/** Not tracked: asynchronous write protection was wanted, and not all of the range has it. */
+type ScanResult = 'done' | 'not tracked' | 'no such call';
+
+const IS_THERE = PRESENT_BIT | SWAPPED_BIT;
+const PRIVATE: PageQuery = { flags: 0n, inverted: FILE_BIT, all: FILE_BIT, any: IS_THERE };
+const MAPPED: PageQuery = { flags: 0n, inverted: 0n, all: 0n, any: IS_THERE };
+const WRITTEN: PageQuery = { flags: CHECK_FLAG, inverted: 0n, all: WRITTEN_BIT, any: IS_THERE };
+const WRITTEN_PRIVATE: PageQuery = {
+  flags: CHECK_FLAG | PROTECT_FLAG,
+  inverted: FILE_BIT,
+  all: FILE_BIT | WRITTEN_BIT,
+  any: IS_THERE,
+};
+const ABSENT: PageQuery = {
+  flags: CHECK_FLAG,
+  inverted: WRITTEN_BIT,
+  all: WRITTEN_BIT,
+  any: SWAPPED_BIT,
+};
+/** Pages that are not worth a call of their own. */
+const SPAN_GAP_PAGES = 256;
 const ERRNO = koffi.os.errno as Record<
-  'EPERM' | 'ESRCH' | 'EINTR' | 'EFAULT' | 'EINVAL' | 'ENOTTY' | 'ENOSYS',
+  'EPERM' | 'ESRCH' | 'EFAULT' | 'EINVAL' | 'ENOTTY' | 'ENOSYS',
   number
 >;
 
@@ -307,6 +408,19 @@ const remoteVector = new Uint32Array(VECTOR_WORDS * GATHER_PAGES_MAX);
 const scanRequest = new BigUint64Array(SCAN_WORDS);
 const scanRegions = new BigUint64Array(3 * SCAN_REGIONS); // struct page_region: start, end, categories
 const scanRegionsAddress = koffi.address(scanRegions);
+
+function setScanRequest({ flags, inverted, all, any }: PageQuery, from: number, to: number): void {
+  scanRequest.fill(0n);
+  scanRequest[SCAN.size] = BigInt(scanRequest.byteLength);
+  scanRequest[SCAN.flags] = flags;
+  scanRequest[SCAN.start] = BigInt(from);
+  scanRequest[SCAN.end] = BigInt(to);
+  scanRequest[SCAN.vector] = scanRegionsAddress;
+  scanRequest[SCAN.vectorLength] = BigInt(SCAN_REGIONS);
+  scanRequest[SCAN.inverted] = inverted;
+  scanRequest[SCAN.all] = all;
+  scanRequest[SCAN.any] = any;
+}
 
 /** Fills the remote vector, neighbours joined; returns the number of pieces. */
 function remotePieces(list: Int32Array, length: number, each: number, mapping: RamMapping): number {
@@ -362,18 +476,37 @@ function isGone(pid: number): boolean {
   }
 }
 
-/** Grows by doubling; a run that touches the one before it is joined to it. */
+/** The pages of one or the other. */
+export function joinRuns(one: PageRuns, other: PageRuns): PageRuns {
+  const joined = new RunList();
+  for (let i = 0, j = 0; i < one.length || j < other.length; ) {
+    const isOnes = j === other.length || (i < one.length && one.starts[i]! <= other.starts[j]!);
+    if (isOnes) joined.add(one.starts[i]!, one.counts[i++]!);
+    else joined.add(other.starts[j]!, other.counts[j++]!);
+  }
+  return joined;
+}
+
+/** Grows by doubling; a run that begins at most `gapPages` behind the end of the one before is joined to it. */
 class RunList implements PageRuns {
   starts = new Int32Array(1024);
   counts = new Int32Array(1024);
   length = 0;
   pages = 0;
+  readonly #gapPages: number;
 
+  constructor(gapPages = 0) {
+    this.#gapPages = gapPages;
+  }
+
+  /** Runs come in the order of their starts. */
   add(start: number, count: number): void {
-    this.pages += count;
     const last = this.length - 1;
-    if (last >= 0 && this.starts[last]! + this.counts[last]! === start) {
-      this.counts[last]! += count;
+    const lastEnd = last < 0 ? Number.NEGATIVE_INFINITY : this.starts[last]! + this.counts[last]!;
+    if (start <= lastEnd + this.#gapPages) {
+      const more = Math.max(0, start + count - lastEnd);
+      this.counts[last]! += more;
+      this.pages += more;
       return;
     }
     if (this.length === this.starts.length) {
@@ -383,6 +516,7 @@ class RunList implements PageRuns {
     this.starts[this.length] = start;
     this.counts[this.length] = count;
     this.length++;
+    this.pages += count;
   }
 }
 

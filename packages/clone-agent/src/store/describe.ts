@@ -5,9 +5,9 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { decodePageMap } from '@snowfork/memserver/pages';
-import { type Descriptor, packMap } from './descriptor.js';
+import { type Descriptor, packDeviceState, packMap, packTouches } from './descriptor.js';
 import { hostOf } from './journal.js';
-import type { Origin } from './origins.js';
+import { heldPath, type Origin } from './origins.js';
 import type { OwnObject } from './snapshot-file.js';
 import type { Snapshot, SnapshotStore } from './snapshots.js';
 
@@ -32,42 +32,32 @@ export interface ServedLayers {
   readonly wants?: { readonly snapshot: string };
 }
 
-/** What the memory server must be told is `served`, before anybody hears of the descriptor. */
+export interface SnapshotDescription {
+  /** What the memory server must be told, before anybody hears of a descriptor. */
+  readonly served: readonly ServedLayers[];
+  /** `neighbourOf`: a host that fetches a snapshot too, for the one that this is for. */
+  for(neighbourOf: (snapshot: string) => ServingHost | undefined): Descriptor;
+}
+
+/** Made once for all hosts that are to have it: what is large is packed here. */
 export function describeSnapshot(
   store: SnapshotStore,
   snapshot: Snapshot,
-  of: {
-    readonly serving: ServingHost;
-    readonly faults: readonly number[];
-    /** A host that fetches this snapshot too, for the one that it is described to. */
-    neighbourOf(snapshot: string): ServingHost | undefined;
-  },
-): { descriptor: Descriptor; served: ServedLayers[] } {
+  { serving, faults }: { readonly serving: ServingHost; readonly faults: readonly number[] },
+): SnapshotDescription {
   const { file } = snapshot;
-  const { serving, faults, neighbourOf } = of;
   const owned = file.objects.map((object) => {
     const owner = store.ownerOf(snapshot, object);
     const own = owner.file.objects.find(({ name }) => name === object.name) as OwnObject;
     return { owner, own };
   });
   const owners = store.ownersOf(snapshot);
-  const all = new Set(owned.flatMap(({ own }) => own.layers));
+  const layers = new Set(owned.flatMap(({ own }) => own.layers));
   const here = owners
     .map((owner) => originHere(store, owner, serving))
-    .filter(({ layers }) => layers.length > 0)
-    .map((origin): Origin => {
-      const neighbour = neighbourOf(origin.snapshot);
-      return { ...origin, ...(neighbour === undefined ? {} : { neighbour }) };
-    });
-  const elsewhere = owners.flatMap(({ file: { id, origins = [] } }) => {
-    return origins.map(({ neighbour: _, ...origin }): Origin => {
-      // This host and that one fetch it for themselves: all of it, or they could not serve it.
-      const isWhole = origin.layers.every((layer) => all.has(layer));
-      return isWhole ? { ...origin, neighbour: neighbourOf(id) ?? serving } : origin;
-    });
-  });
+    .filter((origin) => origin.layers.length > 0);
   const { id, image, vm, family, parent, createdAt, machine, pages, guest } = file;
-  const descriptor: Descriptor = {
+  const common: Omit<Descriptor, 'origins'> = {
     version: 1,
     id: idEverywhere(id, serving),
     ...(image === undefined ? {} : { image }),
@@ -78,17 +68,46 @@ export function describeSnapshot(
     machine,
     pages,
     guest,
-    deviceState: fs.readFileSync(store.deviceState(snapshot)),
+    deviceState: packDeviceState(fs.readFileSync(store.deviceState(snapshot))),
     objects: owned.map(({ owner, own }) => {
       const map = decodePageMap(fs.readFileSync(path.join(owner.folder, own.map)));
       const { name, sizeBytes, layers } = own;
       const unchanged = name === RAM ? {} : { owner: idEverywhere(owner.file.id, serving) };
       return { name, sizeBytes, map: packMap(map), layers, ...unchanged };
     }),
-    origins: [...new Map([...here, ...elsewhere].map((origin) => [origin.key, origin])).values()],
-    faults: [...faults],
+    faults: packTouches(faults),
   };
-  return { descriptor, served: here.map((origin) => servedLayers(store, origin)) };
+  return {
+    served: here.map((origin) => servedLayers(store, origin)),
+    for: (neighbourOf) => {
+      const origins = originsOf({ here, owners, layers, serving }, neighbourOf);
+      return { ...common, origins };
+    },
+  };
+}
+
+/** Where the pages come from: this host's own, and those that it gets from others itself. */
+function originsOf(
+  of: {
+    readonly here: readonly Origin[];
+    readonly owners: readonly Snapshot[];
+    readonly layers: ReadonlySet<string>;
+    readonly serving: ServingHost;
+  },
+  neighbourOf: (snapshot: string) => ServingHost | undefined,
+): Origin[] {
+  const here = of.here.map((origin): Origin => {
+    const neighbour = neighbourOf(origin.snapshot);
+    return { ...origin, ...(neighbour === undefined ? {} : { neighbour }) };
+  });
+  const elsewhere = of.owners.flatMap(({ file: { id, origins = [] } }) => {
+    return origins.map(({ neighbour: _, ...origin }): Origin => {
+      // This host and that one fetch it for themselves: all of it, or they could not serve it.
+      const isWhole = origin.layers.every((layer) => of.layers.has(layer));
+      return isWhole ? { ...origin, neighbour: neighbourOf(id) ?? of.serving } : origin;
+    });
+  });
+  return [...new Map([...here, ...elsewhere].map((origin) => [origin.key, origin])).values()];
 }
 
 /** What this host's memory server has to serve of a snapshot that was lent: its own objects. */
@@ -100,11 +119,15 @@ export function servedHere(
   return servedLayers(store, originHere(store, snapshot, serving));
 }
 
-/** The snapshot's own objects, as far as their layers lie here whole. */
+/** The snapshot's own objects, as far as their pages lie here: all but those that come from other hosts. */
 function originHere(store: SnapshotStore, snapshot: Snapshot, serving: ServingHost): Origin {
   const { id, objects } = snapshot.file;
   const all = new Set(objects.flatMap((object) => ('layers' in object ? object.layers : [])));
-  const layers = [...all].filter((layer) => !store.isReplica(layer));
+  const elsewhere = new Set((snapshot.file.origins ?? []).flatMap((origin) => origin.layers));
+  const here = [...all].filter((layer) => !elsewhere.has(layer));
+  // Those of a snapshot that was detached come last: hosts that it was lent to before count the others.
+  const isReplica = (layer: string) => store.isReplica(layer);
+  const layers = [...here.filter((layer) => !isReplica(layer)), ...here.filter(isReplica)];
   const { key, groupAddress } = store.served(snapshot);
   return {
     ...serving,
@@ -123,7 +146,11 @@ function servedLayers(
     snapshot,
     key,
     group,
-    layers: layers.map((layer) => ({ path: store.layerPath(layer) })),
+    layers: layers.map((layer) => {
+      const path = store.layerPath(layer);
+      // Of a detached snapshot all that is needed is here, and is never let go.
+      return store.isReplica(layer) ? { path, held: heldPath(path) } : { path };
+    }),
   };
 }
 

@@ -29,7 +29,7 @@ export type FreezeRecord = z.infer<typeof frozenSchema>;
 export const standingSchema = z.object({
   /** Forks between it and the VM that was launched. */
   generation: z.int(),
-  /** How many clones its family had made when it was made, with it. */
+  /** How many clones its family had made on tickets of its home when it was made, with it. */
   ordinal: z.int(),
   /** When its family began, in milliseconds since the epoch. */
   since: z.number(),
@@ -75,6 +75,10 @@ const ticketRecordSchema = z.object({
   family: z.string().exactOptional(),
   /** The host whose ticket this is a part of. */
   home: z.string().exactOptional(),
+  /** The room of one slot. */
+  bytesEach: z.number().positive().exactOptional(),
+  /** How many clones its family had made, with its own; once it is used. */
+  ordinal: z.int().exactOptional(),
   asked: z.number().int(),
   createdAt: z.number(),
   reason: z.string().exactOptional(),

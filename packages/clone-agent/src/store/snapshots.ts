@@ -21,7 +21,7 @@ import {
   SnowforkError,
 } from '@snowfork/sdk/api';
 import type { LayerStack } from '../freeze/layer-stack.js';
-import { type Descriptor, unpackMap } from './descriptor.js';
+import { type Descriptor, unpackDeviceState, unpackMap, unpackTouches } from './descriptor.js';
 import { hostId } from './journal.js';
 import { heldPath, type Origin } from './origins.js';
 import {
@@ -66,6 +66,8 @@ export interface SnapshotStoreEvents {
     snapshot: string,
     of: { like?: readonly string[]; first?: readonly number[] },
   ): Promise<void>;
+  /** Resolves when pages of its RAM are on this host that lie on others, or can't be for now. */
+  bring(snapshot: string, pages: readonly number[]): Promise<void>;
   /** The pager must forget it. */
   dropped(snapshot: string): void;
   changed(snapshot: string): void;
@@ -279,6 +281,8 @@ export class SnapshotStore {
     const known = this.find(descriptor.id);
     if (known !== undefined) return known;
     const { id, image, vm, family, parent, createdAt, machine, pages, guest } = descriptor;
+    const first = unpackTouches(descriptor.faults);
+    const deviceState = unpackDeviceState(descriptor.deviceState);
     this.#assertRoomBesidePages(machine);
     const objects: SnapshotFile['objects'] = [];
     for (const { name, sizeBytes, owner } of descriptor.objects) {
@@ -303,12 +307,12 @@ export class SnapshotStore {
       machine,
       pages,
       layerBytes: 0,
-      deviceStateBytes: descriptor.deviceState.length,
+      deviceStateBytes: deviceState.length,
       objects: [...own.map(storedObject), ...objects],
       guest,
     };
-    const snapshot = this.#makeTaken(file, descriptor, own);
-    await this.#events.ready(id, { first: descriptor.faults });
+    const snapshot = this.#makeTaken(file, { descriptor, own, deviceState });
+    await this.#events.ready(id, { first });
     this.#events.changed(id);
     return snapshot;
   }
@@ -331,13 +335,17 @@ export class SnapshotStore {
       ...{ pages: NO_PAGES, layerBytes: 0, deviceStateBytes: 0, guest: { pending: [] } },
       objects: objects.map(storedObject),
     };
-    const disks = this.#makeTaken(file, descriptor, objects);
+    const disks = this.#makeTaken(file, { descriptor, own: objects });
     this.#keepLately(disks);
     await this.#events.ready(id, {});
     return disks;
   }
 
-  #makeTaken(file: SnapshotFile, descriptor: Descriptor, own: Descriptor['objects']): Snapshot {
+  #makeTaken(
+    file: SnapshotFile,
+    of: { descriptor: Descriptor; own: Descriptor['objects']; deviceState?: Buffer },
+  ): Snapshot {
+    const { descriptor, own, deviceState } = of;
     const maps = own.map(({ map }) => unpackMap(map));
     for (const { layers, sizeBytes } of own) {
       for (const layer of layers) this.#makeReplica(layer, sizeBytes);
@@ -351,8 +359,8 @@ export class SnapshotStore {
     for (const [index, object] of own.entries()) {
       fs.writeFileSync(path.join(folder, mapName(object)), encodePageMap(maps[index]!));
     }
-    if (file.deviceStateBytes > 0) {
-      fs.writeFileSync(this.deviceState(snapshot), descriptor.deviceState, { mode: 0o600 });
+    if (deviceState !== undefined) {
+      fs.writeFileSync(this.deviceState(snapshot), deviceState, { mode: 0o600 });
     }
     // Last: with it the snapshot is whole.
     writeSnapshotFile(snapshot);
@@ -365,12 +373,25 @@ export class SnapshotStore {
     disks.holders.add(LATELY);
     const { id } = disks.file;
     clearTimeout(this.#lately.get(id));
-    const timer = setTimeout(() => {
-      this.#lately.delete(id);
-      disks.holders.delete(LATELY);
-      this.collect(disks);
-    }, DISKS_KEPT_MS);
+    const timer = setTimeout(() => this.#letGo(disks), DISKS_KEPT_MS);
     this.#lately.set(id, timer.unref());
+  }
+
+  /** A host is gone: no snapshot will come whose disks can be read from there. */
+  hostLost(host: string): void {
+    for (const id of this.#lately.keys()) {
+      const disks = this.#snapshots.get(id);
+      const isItsOwn = disks?.file.origins?.some((origin) => origin.host === host);
+      if (disks !== undefined && isItsOwn) this.#letGo(disks);
+    }
+  }
+
+  #letGo(disks: Snapshot): void {
+    const { id } = disks.file;
+    clearTimeout(this.#lately.get(id));
+    this.#lately.delete(id);
+    disks.holders.delete(LATELY);
+    this.collect(disks);
   }
 
   /** With what the snapshot is served to other hosts, the same for as long as it lives. */
@@ -490,10 +511,16 @@ export class SnapshotStore {
     return snapshot.map;
   }
 
+  /** Pages of a snapshot's RAM that lie on other hosts; some may still not be here after that. */
+  async bring(snapshot: Snapshot, pages: readonly number[]): Promise<void> {
+    await this.#events.bring(snapshot.file.id, pages);
+  }
+
   /** The page map and the layers' paths of a snapshot's RAM. */
   memory(snapshot: Snapshot): LayerStack {
     const layers = ramObject(snapshot).layers.map((id) => {
-      return { id, path: this.layerPath(id), isReplica: this.isReplica(id) };
+      const path = this.layerPath(id);
+      return this.isReplica(id) ? { id, path, held: heldPath(path) } : { id, path };
     });
     return { map: this.pageMap(snapshot), layers };
   }

@@ -19,6 +19,9 @@ import { anonymousBytes } from './room.js';
 import { ENTROPY_BYTES } from './start-clone.js';
 import type { Vm } from './vm.js';
 
+/** For pages of other hosts, before the pause. */
+const BRING_MS_MAX = 300;
+
 export interface FreezeOptions {
   readonly store: SnapshotStore;
   readonly log: Logger;
@@ -33,6 +36,8 @@ export interface FreezeOptions {
   readonly availableBytes: () => number;
   /** Pages that the guest has free read as zeros in its clones. */
   readonly leaveOutFreePages: boolean;
+  /** The kernel tells what was written since the freeze before, and only that is copied. */
+  readonly trackWrites: boolean;
 }
 
 export interface Freezing {
@@ -111,7 +116,7 @@ function hold({ id, base, newest }: Vm, { store, forkId }: FreezeOptions): () =>
   };
 }
 
-/** The guest becomes quiet while its memory is looked through for the first time. */
+/** The guest becomes quiet while its writes come to be tracked, and its memory is looked through. */
 async function prepareBoth(
   vm: Vm,
   channel: GuestChannel,
@@ -122,6 +127,7 @@ async function prepareBoth(
   quiet.catch(() => {});
   let memory: MemoryFreeze;
   try {
+    await haveWritesTracked(vm, options);
     memory = beginMemory(vm, snapshot, options);
   } catch (error) {
     await quiet;
@@ -129,6 +135,7 @@ async function prepareBoth(
     throw error;
   }
   try {
+    await bringAbsent(vm, memory, options);
     await quiet;
     return memory;
   } catch (error) {
@@ -137,10 +144,40 @@ async function prepareBoth(
   }
 }
 
+async function haveWritesTracked(
+  vm: Vm,
+  { store, log, trackWrites }: FreezeOptions,
+): Promise<void> {
+  if (!trackWrites) return;
+  const refusal = await vm.writes.start({ pid: vm.qemu.pid, ramPath: store.ramPath(vm.base) });
+  if (refusal === undefined) return;
+  log.info({ vm: vm.id, refusal }, 'its writes are not tracked: freezes copy all it ever wrote');
+}
+
+/**
+ * What leads to the guest's free pages may lie on another host. It is brought while the VM still runs,
+ * for as long as that does not hold up the fork: what is not here in the pause is not looked at.
+ */
+async function bringAbsent(vm: Vm, memory: MemoryFreeze, options: FreezeOptions): Promise<void> {
+  const { store, log } = options;
+  const since = stopwatch();
+  try {
+    while (memory.absentPages.length > 0 && since() < BRING_MS_MAX) {
+      const wanted = memory.absentPages;
+      await store.bring(vm.base, wanted);
+      memory.searchAgain();
+      if (memory.absentPages.some((page) => wanted.includes(page))) return;
+    }
+  } catch (error) {
+    // Whatever it is, the pause goes without, or meets it again.
+    log.warn({ vm: vm.id, err: error }, 'pages that lead to the free ones did not come');
+  }
+}
+
 function beginMemory(
   vm: Vm,
   snapshot: Snapshot,
-  { store, leaveOutFreePages }: FreezeOptions,
+  { store, leaveOutFreePages, trackWrites }: FreezeOptions,
 ): MemoryFreeze {
   const { base, newest } = vm;
   return prepareFreeze({
@@ -149,6 +186,7 @@ function beginMemory(
     base: store.memory(base),
     last: store.memory(newest),
     newLayer: store.newLayer(snapshot.persistent),
+    writes: trackWrites ? { tracker: vm.writes, last: newest.file.id } : undefined,
     note: leaveOutFreePages ? noteOf(newest, store) : undefined,
   });
 }
@@ -272,6 +310,7 @@ async function completeSnapshot(
   if (vm.end !== undefined) return;
   const older = vm.newest;
   vm.newest = snapshot;
+  memory.confirm(snapshot.file.id);
   snapshot.holders.add(`newest of ${vm.id}`);
   if (older !== vm.base) {
     older.holders.delete(`newest of ${vm.id}`);
