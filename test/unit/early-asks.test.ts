@@ -36,6 +36,7 @@ const object = new ServedObject(
     name: 'ram',
     sizeBytes: entries.length * PAGE_BYTES,
     layers: [],
+    touches: undefined,
     entries,
   }),
   0,

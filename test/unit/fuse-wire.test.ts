@@ -53,7 +53,7 @@ const READ = Buffer.from(
 describe('requests', () => {
   test('a READ of the kernel', () => {
     const unique = { uniqueLow: 0x1c2, uniqueHigh: 0 };
-    expect(decoded(READ)).toEqual({ opcode: 15, ...unique, nodeid: 0x12, uid: 0 });
+    expect(decoded(READ)).toEqual({ opcode: 15, ...unique, nodeid: 0x12, uid: 0, pid: 1234 });
     const wanted = { offset: 0, sizeBytes: 0 };
     wire.decodeRead(READ, READ.length, wanted);
     expect(wanted).toEqual({ offset: 0x1_2345_6000, sizeBytes: 4096 });

@@ -27,6 +27,8 @@ export interface StartPagerOptions {
   /** /dev/fuse, mounted already (`mount.ts`). The caller keeps its own copy open. */
   readonly fuseFd: number;
   readonly runFolder: string;
+  /** What was touched before it was there is pushed when it is opened; `true` is the default. */
+  readonly replays?: boolean;
   /** Where the log goes: a descriptor, or `inherit` (the default). */
   readonly log?: number | 'inherit';
   readonly signal?: AbortSignal;
@@ -39,7 +41,10 @@ export interface StartPagerOptions {
 export async function startPager(options: StartPagerOptions): Promise<PagerProcess> {
   return await startListening({
     name: 'the pager',
-    args: [pagerEntry(), '--fuse-fd', String(FUSE_DESCRIPTOR), '--run', options.runFolder],
+    args: [
+      ...[pagerEntry(), '--fuse-fd', String(FUSE_DESCRIPTOR), '--run', options.runFolder],
+      ...(options.replays === false ? ['--no-replay'] : []),
+    ],
     environment: { UV_THREADPOOL_SIZE: String(PAGER_THREADPOOL_SIZE) },
     log: options.log,
     descriptor: options.fuseFd,

@@ -12,8 +12,9 @@ import { numberOfNode } from './nodes.js';
 import type { Loaded, Registry } from './objects.js';
 import { Outcome, type PageServer } from './page-server.js';
 import { BLOCK_PAGES } from './push-windows.js';
+import { Source } from './reader-counts.js';
 import { LostPageError, type RemotePages } from './remote-pages.js';
-import { Counter, onePageOf, pagesCovered, type ServedObject } from './served-object.js';
+import { onePageOf, pagesCovered, type ServedObject } from './served-object.js';
 import type { FuseReplies } from './session.js';
 import { LOST_FILE, snapshotFolder } from './snapshot-file.js';
 
@@ -80,8 +81,7 @@ export class DeferredReads {
     const outcome = this.#server.read(read.header, read.wanted);
     if (outcome === Outcome.answered) {
       // The page came before the word that it was asked for.
-      if (read.isAsked)
-        this.#server.objects.get(read.header.nodeid)?.count(Counter.demandedPages, 1);
+      if (read.isAsked) this.#countDemand(read.header, 1);
       this.#answered(read.startedAt);
     } else if (outcome === Outcome.wouldWait) {
       if (!this.#fetchOne(read)) this.#startWaiting(read);
@@ -151,12 +151,13 @@ export class DeferredReads {
     const { nodeid } = header;
     const page = onePageOf(wanted);
     if (page === undefined) return false;
-    const isWaitedFor = this.#remote.fetchOne(nodeid, page, isAsked, {
+    return this.#remote.fetchOne(nodeid, page, isAsked, {
       came: (bytes, offset) => {
         const object = this.#server.objects.get(nodeid);
         if (object === undefined) return this.#replies.error(header, EIO);
         const content = bytes.subarray(offset, offset + PAGE_BYTES);
         this.#server.answerPage(object, header, page, content);
+        this.#countDemand(header, 1);
         this.#answered(read.startedAt);
       },
       settled: (error) => {
@@ -166,8 +167,6 @@ export class DeferredReads {
         this.#replies.error(header, EIO);
       },
     });
-    if (isWaitedFor) this.#server.objects.get(nodeid)?.count(Counter.demandedPages, 1);
-    return isWaitedFor;
   }
 
   #startWaiting(read: DeferredRead): void {
@@ -183,12 +182,13 @@ export class DeferredReads {
 
   /** Brings the pages to this host and into the page cache, then answers as if they had been there. */
   async #answerLater(read: DeferredRead): Promise<void> {
+    let demanded = 0;
     for (let attempt = 1; ; attempt += 1) {
       const object = this.#server.objects.get(read.header.nodeid);
       // Dropped meanwhile.
       if (object === undefined) return this.#replies.error(read.header, EIO);
       try {
-        await this.#bring(object, read.wanted);
+        demanded = Math.max(demanded, await this.#bring(object, read.wanted));
       } catch (error) {
         this.#fail(object, error);
         return this.#replies.error(read.header, EIO);
@@ -197,7 +197,9 @@ export class DeferredReads {
       if (!this.#server.objects.has(read.header.nodeid)) continue;
       const mayWait = attempt >= WARM_ATTEMPTS_MAX;
       const outcome = this.#server.read(read.header, read.wanted, mayWait);
-      if (outcome === Outcome.answered) return this.#answered(read.startedAt);
+      if (outcome !== Outcome.answered) continue;
+      this.#countDemand(read.header, demanded);
+      return this.#answered(read.startedAt);
     }
   }
 
@@ -210,14 +212,24 @@ export class DeferredReads {
     fs.writeFileSync(file, error.message);
   }
 
-  async #bring(object: ServedObject, wanted: ReadArguments): Promise<void> {
+  /** What came for a READ, once it is answered: never more than what is counted as a replica's. */
+  #countDemand({ nodeid, pid }: RequestHeader, pages: number): void {
+    this.#server.objects.get(nodeid)?.countPages(Source.demand, pages, pid);
+  }
+
+  /** Resolves to the number of pages that another host had to give. */
+  async #bring(object: ServedObject, wanted: ReadArguments): Promise<number> {
     const { paged, shared } = object;
     const firstPage = Math.floor(wanted.offset / PAGE_BYTES);
     const sizeBytes = Math.min(wanted.sizeBytes, paged.sizeBytes - wanted.offset);
     const count = pagesCovered(wanted.offset, sizeBytes);
-    if (paged.isHere(firstPage, count)) return await warm(object, firstPage, count);
-    object.count(Counter.demandedPages, count);
-    await this.#remote.fetch(shared.nodeid, firstPage, count);
+    let absent = 0;
+    for (let page = firstPage; page < firstPage + count; page += 1) {
+      if (!paged.isHere(page, 1)) absent += 1;
+    }
+    if (absent === 0) await warm(object, firstPage, count);
+    else await this.#remote.fetch(shared.nodeid, firstPage, count);
+    return absent;
   }
 }
 

@@ -75,6 +75,7 @@ const HEADER = {
   uniqueHigh: 12,
   nodeid: 16,
   uid: 24,
+  pid: 32,
   extLength: 36,
 } as const;
 const REPLY = { length: 0, error: 4, uniqueLow: 8, uniqueHigh: 12 } as const;
@@ -136,10 +137,12 @@ export interface RequestHeader {
   nodeid: number;
   /** Whose process asks, in the user namespace of the mount. */
   uid: number;
+  /** The thread that asks, in the namespace of the mount; 0 when it is in none of that. */
+  pid: number;
 }
 
 export function newRequestHeader(): RequestHeader {
-  return { opcode: 0, uniqueLow: 0, uniqueHigh: 0, nodeid: 0, uid: 0 };
+  return { opcode: 0, uniqueLow: 0, uniqueHigh: 0, nodeid: 0, uid: 0, pid: 0 };
 }
 
 /** @throws FuseWireError when the first `lengthBytes` of `request` are not exactly one request. */
@@ -152,6 +155,7 @@ export function decodeHeader(request: Buffer, lengthBytes: number, into: Request
   into.uniqueHigh = request.readUInt32LE(HEADER.uniqueHigh);
   into.nodeid = readU64(request, HEADER.nodeid);
   into.uid = request.readUInt32LE(HEADER.uid);
+  into.pid = request.readUInt32LE(HEADER.pid);
 }
 
 /** Filled by `decodeRead`. */

@@ -4,7 +4,12 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { hostStatsSchema, receivedStatsSchema, replicaStatsSchema } from '@snowfork/sdk/api';
+import {
+  hostStatsSchema,
+  pagerObjectStatsSchema,
+  receivedStatsSchema,
+  replicaStatsSchema,
+} from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
 import { z } from 'zod';
 import type { ProcessJournal } from '../store/processes.js';
@@ -13,10 +18,16 @@ import { KeptProcess } from '../system/kept-process.js';
 import { adoptPager, PAGER_PEER, PAGER_SOCKET, type PagerProcess, startPager } from './client.js';
 import { abortConnection, fuseConnection, mountFuse, openFuse } from './mount.js';
 
+const count = z.number().int().nonnegative();
+/** By process: pages of zeros, of local layers, of replicas, and of these those that it waited for. */
+const readersSchema = z.record(z.string(), z.tuple([count, count, count, count]));
+export type Readers = z.infer<typeof readersSchema>;
 const statsSchema = hostStatsSchema.shape.pager.extend({
+  objects: z.array(pagerObjectStatsSchema.extend({ readers: readersSchema })),
   received: z.array(receivedStatsSchema),
   replicas: replicaStatsSchema,
 });
+export type PagerStats = z.infer<typeof statsSchema>;
 const bringSchema = z.object({ missing: z.number() });
 const faultsSchema = z.object({ pages: z.array(z.number()) });
 
@@ -24,6 +35,8 @@ export interface PagerKeeperOptions {
   readonly state: StateFolder;
   readonly log: Logger;
   readonly journal: ProcessJournal;
+  /** As `startPager` has it. */
+  readonly replays?: boolean;
 }
 
 export class PagerKeeper {
@@ -58,13 +71,13 @@ export class PagerKeeper {
     fuseFd: number,
     adopted?: PagerProcess,
   ): Promise<PagerKeeper> {
-    const { state, journal, log } = options;
+    const { state, journal, log, replays = true } = options;
     const kept = {
       peer: PAGER_PEER,
       socketPath: path.join(state.run, PAGER_SOCKET),
       log,
       journal,
-      start: () => startPager({ fuseFd, runFolder: state.run }),
+      start: () => startPager({ fuseFd, runFolder: state.run, replays }),
     };
     return new PagerKeeper(options, fuseFd, await KeptProcess.open(kept, adopted));
   }
@@ -99,12 +112,17 @@ export class PagerKeeper {
     return bringSchema.parse(await this.#pager.execute('bringAll', { snapshot })).missing;
   }
 
-  /** Pages that clones of the snapshot have waited for, in that order. */
+  /** Resolves when these pages of its RAM are on this host, or have not come for a while. */
+  async bring(snapshot: string, pages: readonly number[]): Promise<void> {
+    await this.#pager.execute('bring', { snapshot, pages });
+  }
+
+  /** Pages that clones of the snapshot have waited for, in that order, and then what was pushed beside them. */
   async faults(snapshot: string): Promise<number[]> {
     return faultsSchema.parse(await this.#pager.execute('faults', { snapshot })).pages;
   }
 
-  /** Clones on another host have waited for these. */
+  /** Clones on another host have touched these, of what was pushed to them as well. */
   async touched(snapshot: string, pages: readonly number[]): Promise<void> {
     await this.#pager.execute('touched', { snapshot, pages });
   }
@@ -116,7 +134,7 @@ export class PagerKeeper {
     });
   }
 
-  async stats(): Promise<z.infer<typeof statsSchema>> {
+  async stats(): Promise<PagerStats> {
     return statsSchema.parse(await this.#pager.execute('stats', {}));
   }
 

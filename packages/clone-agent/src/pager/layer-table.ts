@@ -3,7 +3,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { HeldPages, type HeldPagesPlace } from '@snowfork/memserver/pages';
+import { HeldPages, type MappedFile } from '@snowfork/memserver/pages';
 import { heldPath } from '../store/origins.js';
 import { liesOnDisk } from './no-wait.js';
 
@@ -12,7 +12,7 @@ export interface LayerHandle {
   readonly descriptor: number;
   readonly onDisk: boolean;
   /** Of a replica: where it is said which pages are here. */
-  readonly held?: HeldPagesPlace;
+  readonly held?: MappedFile;
 }
 
 interface OpenLayer {

@@ -24,12 +24,16 @@ const { log, complain } = newComplaints('pager');
 
 async function main(): Promise<void> {
   const { values } = parseArgs({
-    options: { 'fuse-fd': { type: 'string' }, run: { type: 'string' } },
+    options: {
+      'fuse-fd': { type: 'string' },
+      run: { type: 'string' },
+      'no-replay': { type: 'boolean', default: false },
+    },
   });
   const fuseDescriptor = Number(values['fuse-fd']);
   const runFolder = values.run;
   if (!Number.isInteger(fuseDescriptor) || runFolder === undefined) {
-    throw new Error('usage: main.js --fuse-fd N --run FOLDER');
+    throw new Error('usage: main.js --fuse-fd N --run FOLDER [--no-replay]');
   }
   // Before the threads start: each inherits it.
   try {
@@ -38,7 +42,7 @@ async function main(): Promise<void> {
     log('no right to a higher priority: faults will be slower when the host is busy');
   }
   const pager = new Pager(
-    { fuseDescriptor, runFolder },
+    { fuseDescriptor, runFolder, replays: !values['no-replay'] },
     {
       complain,
       gone: () => exitNow(0),

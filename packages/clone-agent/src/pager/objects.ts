@@ -4,11 +4,16 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { decodePageMap, ObjectError, PagedObject } from '@snowfork/memserver/pages';
+import {
+  decodePageMap,
+  type MappedFile,
+  ObjectError,
+  PagedObject,
+} from '@snowfork/memserver/pages';
 import type { Origin } from '../store/origins.js';
 import { LayerTable } from './layer-table.js';
 import { indexOfNode, numberOfNode, objectNode, ROOT_NODE, snapshotNode } from './nodes.js';
-import { newSharedObject, type SharedObject } from './served-object.js';
+import { isMemory, newSharedObject, type SharedObject } from './served-object.js';
 import {
   isName,
   listSnapshots,
@@ -17,6 +22,7 @@ import {
   type SnapshotFile,
   snapshotFolder,
 } from './snapshot-file.js';
+import { closeTouchRecord, openTouchRecord, touchRecordPath } from './touch-record.js';
 
 export type NodeInfo =
   | { readonly kind: 'root' | 'snapshot'; readonly nodeid: number }
@@ -34,10 +40,15 @@ export type Loaded =
   | { readonly state: 'pending' }
   | { readonly state: 'missing' };
 
+interface OpenObject {
+  readonly layers: readonly string[];
+  readonly touches: MappedFile | undefined;
+}
+
 interface KnownSnapshot {
   file: SnapshotFile;
-  /** Layers of the loaded objects, by node id. */
-  readonly loaded: Map<number, readonly string[]>;
+  /** What is open of the loaded objects, by node id. */
+  readonly loaded: Map<number, OpenObject>;
 }
 
 export interface RegistryEvents {
@@ -121,14 +132,17 @@ export class Registry {
     return { number, nodes: objects.map((_, index) => objectNode(number, index)) };
   }
 
-  /** Forgets a snapshot at once; the returned function closes its layers, when nobody reads them. */
+  /** Forgets a snapshot at once; the returned function closes its files, when nobody reads them. */
   forget(id: string): () => void {
     const snapshot = this.#snapshots.get(id);
     if (snapshot === undefined) return () => {};
     this.#snapshots.delete(id);
     this.#idOfNumber.delete(snapshot.file.number);
     return () => {
-      for (const layers of snapshot.loaded.values()) this.#layers.release(layers);
+      for (const { layers, touches } of snapshot.loaded.values()) {
+        this.#layers.release(layers);
+        if (touches !== undefined) closeTouchRecord(touches);
+      }
     };
   }
 
@@ -210,11 +224,22 @@ export class Registry {
       this.#layers.release(object.layers);
       throw error;
     }
-    snapshot.loaded.set(nodeid, object.layers);
+    const touches = isMemory(name) ? this.#openTouches(file, sizeBytes) : undefined;
+    snapshot.loaded.set(nodeid, { layers: object.layers, touches });
     this.#events.loaded(
-      newSharedObject({ nodeid, snapshot: id, name, sizeBytes, layers, entries }),
+      newSharedObject({ nodeid, snapshot: id, name, sizeBytes, layers, entries, touches }),
       { layers: object.layers, origins: snapshot.file.origins ?? [] },
     );
+  }
+
+  #openTouches(mapPath: string, sizeBytes: number): MappedFile | undefined {
+    const file = touchRecordPath(mapPath);
+    try {
+      return openTouchRecord(file, sizeBytes);
+    } catch (error) {
+      this.#events.complain(`what clones touch is not recorded: ${file}: ${String(error)}`);
+      return undefined;
+    }
   }
 }
 

@@ -14,6 +14,7 @@ import {
 import { READ_BYTES_MAX, type ReadArguments, type RequestHeader } from './fuse-wire.js';
 import { readWithoutWaiting } from './no-wait.js';
 import { BLOCK_PAGES } from './push-windows.js';
+import { Source } from './reader-counts.js';
 import { Counter, clockMs, pagesCovered, type ServedObject } from './served-object.js';
 import type { FuseReplies } from './session.js';
 import type { StoreRequests } from './stores.js';
@@ -74,7 +75,7 @@ export class PageServer {
   answerPage(object: ServedObject, request: RequestHeader, page: number, bytes: Buffer): void {
     this.#replies.result(request, bytes);
     object.count(Counter.reads, 1);
-    object.count(Counter.replicaPages, 1);
+    object.countPages(Source.replica, 1, request.pid);
     this.#answered(object, page, 1);
   }
 
@@ -82,7 +83,7 @@ export class PageServer {
   #answered(object: ServedObject, firstPage: number, count: number): void {
     if (!object.isMemory) return;
     object.clearUnderWay(firstPage, count);
-    if (count === 1 && !object.paged.isZero(firstPage, 1)) object.recordFault(firstPage);
+    if (count === 1 && !object.paged.isZero(firstPage, 1)) object.touches?.add(firstPage);
     this.#pushAround(object, firstPage, count);
   }
 
@@ -104,7 +105,7 @@ export class PageServer {
     if (object.paged.isZero(firstPage, count)) {
       const zeros = sizeBytes === PAGE_BYTES ? this.#zeroPage : this.#zeros.subarray(0, sizeBytes);
       this.#replies.result(request, zeros);
-      countAnswer(object, firstPage, count);
+      countAnswer(object, request, firstPage, count);
       return Outcome.answered;
     }
     return this.#answerFromLayers(object, request, offset, sizeBytes, firstPage, count, read);
@@ -129,7 +130,7 @@ export class PageServer {
     const whole = start === 0 && sizeBytes === PAGE_BYTES;
     const result = whole ? this.#page : this.#buffer.subarray(start, start + sizeBytes);
     this.#replies.result(request, result);
-    countAnswer(object, firstPage, count);
+    countAnswer(object, request, firstPage, count);
     return Outcome.answered;
   }
 
@@ -154,16 +155,21 @@ export class PageServer {
 }
 
 /** Counts a READ that was answered whole, page by page of either kind. */
-function countAnswer(object: ServedObject, firstPage: number, count: number): void {
+function countAnswer(
+  object: ServedObject,
+  { pid }: RequestHeader,
+  firstPage: number,
+  count: number,
+): void {
   const { paged } = object;
   object.count(Counter.reads, 1);
   const end = firstPage + count;
   for (let page = firstPage; page < end; ) {
     const run = paged.runLength(page, end - page);
     const layer = paged.layerOf(page);
-    if (layer === ZERO_PAGE) object.count(Counter.zeroPages, run);
-    else if (paged.layers[layer - 1]?.held === undefined) object.count(Counter.localPages, run);
-    else object.count(Counter.replicaPages, run);
+    if (layer === ZERO_PAGE) object.countPages(Source.zero, run, pid);
+    else if (paged.layers[layer - 1]?.held === undefined) object.countPages(Source.local, run, pid);
+    else object.countPages(Source.replica, run, pid);
     page += run;
   }
 }

@@ -2,6 +2,7 @@
 // by the control socket. It answers what the serving threads pass on; it owns the registry and with
 // it all descriptors of layers.
 
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Command } from '@snowfork/memserver/control';
 import { z } from 'zod';
 import { DeferredReads } from './deferred-reads.js';
@@ -31,10 +32,17 @@ import { Threads } from './threads.js';
 /** What was touched first of a family is pushed into the page cache at once; more of it would not pay. */
 const REPLAYED_PAGES_MAX = 4096;
 
+/** A host that is near answers in a fraction of it. */
+const BRING_MS_MAX = 100;
+const BRING_PAGES_MAX = 4096;
+
 const snapshotArgument = z.object({ snapshot: z.string() });
 const touches = z.array(z.number().int().nonnegative()).max(LIKELY_PAGES_MAX);
+const bringArguments = snapshotArgument.extend({
+  pages: z.array(z.number().int().nonnegative()).max(BRING_PAGES_MAX),
+});
 const touchedArguments = snapshotArgument.extend({ pages: touches });
-/** `like`: snapshots whose clones touched first what clones of this one will touch first. */
+/** `like`: snapshots whose clones touched first what clones of this one will, the most alike last. */
 const readyArguments = snapshotArgument.extend({
   like: z.array(z.string()).max(16).default([]),
   /** Pages of the RAM that clones on other hosts touched first, in that order. */
@@ -59,9 +67,14 @@ export class Pager {
   /** Of requests that the serving threads have passed on. */
   readonly #answered: AnsweredRequests;
   readonly #events: PagerEvents;
+  readonly #replays: boolean;
 
-  constructor(of: { fuseDescriptor: number; runFolder: string }, events: PagerEvents) {
+  constructor(
+    of: { fuseDescriptor: number; runFolder: string; replays: boolean },
+    events: PagerEvents,
+  ) {
     this.#events = events;
+    this.#replays = of.replays;
     const { complain } = events;
     this.#answered = new AnsweredRequests(mapTakenRequests(of.runFolder));
     const left = this.#answered.left();
@@ -123,6 +136,7 @@ export class Pager {
     ready: (args) => this.#ready(readyArguments.parse(args)),
     touched: (args) => this.#touched(touchedArguments.parse(args)),
     faults: (args) => this.#faults(snapshotArgument.parse(args).snapshot),
+    bring: (args) => this.#bring(bringArguments.parse(args)),
     bringAll: (args) => this.#bringAll(snapshotArgument.parse(args).snapshot),
     want: async (args) => {
       // Nothing of it has been read here yet, as far as this process knows.
@@ -159,10 +173,13 @@ export class Pager {
     }
   }
 
-  /** The first READ finds everything in place. */
+  /** The first READ finds everything in place, and what clones touched before this pager was there. */
   #loadEarly(nodeid: number): void {
     try {
+      if (this.#server.objects.has(nodeid)) return;
       this.#registry.load(nodeid);
+      const { touches } = this.#server.objects.get(nodeid) ?? {};
+      if (this.#replays && touches !== undefined) this.#push(nodeid, [...touches.pages()]);
     } catch (error) {
       this.#events.complain(`node ${nodeid} can't be served: ${String(error)}`);
     }
@@ -182,8 +199,18 @@ export class Pager {
   #fetchFirst(nodeid: number, pages: readonly number[]): void {
     const object = this.#server.objects.get(nodeid);
     if (object === undefined || !object.isMemory) return;
-    object.inheritFaults(pages);
+    object.touches?.inherit(pages);
     this.#remote.prefetch(nodeid, inSweeps(pages));
+  }
+
+  /** Pages that the agent would read; it does not wait long for a host that does not answer. */
+  async #bring({ snapshot, pages }: z.infer<typeof bringArguments>): Promise<void> {
+    this.#registry.loadAll(snapshot);
+    const object = this.#memoryOf(snapshot);
+    if (object === undefined) return;
+    const { nodeid } = object.shared;
+    const fetched = pages.map((page) => this.#remote.fetch(nodeid, page, 1));
+    await Promise.race([Promise.allSettled(fetched), delay(BRING_MS_MAX)]);
   }
 
   /** All pages of a snapshot are to be on this host, and to stay; says how many are not yet. */
@@ -197,10 +224,11 @@ export class Pager {
     return { pages: this.#memoryOf(snapshot)?.likelyTouches() ?? [] };
   }
 
-  /** So have clones on other hosts. */
+  /** What clones on other hosts have touched. */
   #touched({ snapshot, pages }: z.infer<typeof touchedArguments>): void {
     this.#registry.loadAll(snapshot);
-    this.#memoryOf(snapshot)?.mergeFaults(pages);
+    const object = this.#memoryOf(snapshot);
+    object?.touches?.confirm(pages.filter((page) => page < object.paged.pageCount));
   }
 
   #memoryOf(snapshot: string): ServedObject | undefined {
@@ -209,19 +237,35 @@ export class Pager {
     );
   }
 
-  /** What clones of earlier snapshots of the family waited for is pushed before these ask. */
+  /**
+   * What clones of the snapshot before waited for is pushed before these ask; it began with what was known
+   * when it was made. Of those before it something is known when of itself nothing is.
+   */
   #replay(nodeid: number, like: readonly string[]): void {
     const object = this.#server.objects.get(nodeid);
     if (object === undefined || !object.isMemory) return;
-    const older = [...this.#server.objects.values()].filter(
-      ({ shared, isMemory }) => isMemory && like.includes(shared.snapshot),
-    );
-    older.sort((a, b) => like.indexOf(a.shared.snapshot) - like.indexOf(b.shared.snapshot));
-    const pages = [...new Set(older.flatMap((other) => [...other.recordedFaults()]))];
-    if (pages.length === 0) return;
-    object.inheritFaults(pages);
-    const pushed = pages.slice(-REPLAYED_PAGES_MAX).sort((a, b) => a - b);
-    this.#threads.replay(nodeid, pushed);
+    for (const id of like.toReversed()) {
+      this.#loadAgain(id);
+      const pages = [...new Set(this.#memoryOf(id)?.touches?.pages())];
+      if (pages.length === 0) continue;
+      object.touches?.inherit(pages);
+      this.#push(nodeid, pages.slice(-REPLAYED_PAGES_MAX));
+      return;
+    }
+  }
+
+  /** A pager before this one had it loaded, if it is there. */
+  #loadAgain(snapshot: string): void {
+    try {
+      this.#registry.loadAll(snapshot);
+    } catch {
+      // It has gone, or is broken, which is said when it is read.
+    }
+  }
+
+  #push(nodeid: number, pages: readonly number[]): void {
+    const pushed = pages.slice(0, REPLAYED_PAGES_MAX).sort((a, b) => a - b);
+    if (pushed.length > 0) this.#threads.replay(nodeid, pushed);
   }
 
   /** The snapshot goes: nothing of it stays open, and the kernel forgets its pages. */
@@ -254,7 +298,8 @@ export class Pager {
       aheadPages: object.total(Counter.aheadPages),
       replicaPages: object.total(Counter.replicaPages),
       demandedPages: object.total(Counter.demandedPages),
-      firstTouches: object.recordedCount,
+      readers: Object.fromEntries(object.readers?.all() ?? []),
+      firstTouches: object.touches?.size ?? 0,
       dependsOn: this.#remote.dependsOn(object.shared.nodeid),
     }));
     return {

@@ -2,12 +2,20 @@
 // the counters lie in memory that all threads share; the layers' descriptors are the process's. Made
 // by the registry on the main thread, published to the others, used by all.
 
-import { HeldPages, type Layer, PAGE_BYTES, PagedObject } from '@snowfork/memserver/pages';
+import {
+  HeldPages,
+  type Layer,
+  type MappedFile,
+  PAGE_BYTES,
+  PagedObject,
+} from '@snowfork/memserver/pages';
 import { LIKELY_PAGES_MAX } from './first-touches.js';
 import type { ReadArguments } from './fuse-wire.js';
 import type { LayerHandle } from './layer-table.js';
 import { newPushWindowsMemory, PushWindows, type PushWindowsMemory } from './push-windows.js';
+import { newReaderCountsMemory, processOf, ReaderCounts, Source } from './reader-counts.js';
 import { THREADS } from './thread-data.js';
+import { TouchRecord } from './touch-record.js';
 
 /** The object that a VM maps as its memory; the others are disks. */
 const MEMORY_OBJECT = 'ram';
@@ -25,24 +33,26 @@ export interface SharedObject {
   /** For pages of zeros, and for pages of layers. */
   readonly zeroWindows: PushWindowsMemory;
   readonly layerWindows: PushWindowsMemory;
-  /** The order of first faults: how many, then the pages. */
-  readonly faults: SharedArrayBuffer;
+  /** What clones touched first; of a disk, and where it can't be kept, there is none. */
+  readonly touches: MappedFile | undefined;
   /** `Counter` for each thread. */
   readonly counters: SharedArrayBuffer;
+  /** Of memory: which process got what. */
+  readonly readers: SharedArrayBuffer | undefined;
 }
 
 export const Counter = {
-  reads: 0,
-  zeroPages: 1,
-  localPages: 2,
-  refusedReads: 3,
-  storedPages: 4,
-  replayedPages: 5,
-  aheadPages: 6,
+  zeroPages: Source.zero,
+  localPages: Source.local,
   /** Of a replica, however they came to it. */
-  replicaPages: 7,
+  replicaPages: Source.replica,
   /** Of these, those that a READ had to wait for. */
-  demandedPages: 8,
+  demandedPages: Source.demand,
+  reads: 4,
+  refusedReads: 5,
+  storedPages: 6,
+  replayedPages: 7,
+  aheadPages: 8,
 } as const;
 const COUNTERS = 9;
 
@@ -52,17 +62,8 @@ const COUNTERS = 9;
  */
 const LAYER_PATIENCE = 4;
 
-/**
- * Faults that are recorded of an object. A clone's first ones are nearly the same each time (Ustiugov
- * et al., REAP, ASPLOS 2021: 97 % of them), so they are pushed to the next snapshot of the family
- * before its clones ask. 256 MiB: a server that goes through all its data has no fewer.
- */
-export const FAULTS_MAX = 65_536;
-/** Of these, so many may come from older snapshots: there is always room for new ones. */
-const FAULTS_INHERITED_MAX = 49_152;
-
 export function newSharedObject(
-  of: Pick<SharedObject, 'nodeid' | 'snapshot' | 'name' | 'sizeBytes' | 'layers'> & {
+  of: Pick<SharedObject, 'nodeid' | 'snapshot' | 'name' | 'sizeBytes' | 'layers' | 'touches'> & {
     entries: Uint16Array;
   },
 ): SharedObject {
@@ -79,8 +80,9 @@ export function newSharedObject(
     underWay: new SharedArrayBuffer(Math.ceil(pages / 32) * Int32Array.BYTES_PER_ELEMENT),
     zeroWindows: newPushWindowsMemory(pages),
     layerWindows: newPushWindowsMemory(pages),
-    faults: new SharedArrayBuffer((1 + FAULTS_MAX) * Int32Array.BYTES_PER_ELEMENT),
+    touches: of.touches,
     counters: new SharedArrayBuffer(THREADS * COUNTERS * Float64Array.BYTES_PER_ELEMENT),
+    readers: isMemory(of.name) ? newReaderCountsMemory() : undefined,
   };
 }
 
@@ -95,10 +97,12 @@ export class ServedObject {
   readonly zeroWindows: PushWindows;
   readonly layerWindows: PushWindows;
   readonly isMemory: boolean;
+  /** What clones of this snapshot and of older ones waited for first. */
+  readonly touches: TouchRecord | undefined;
+  readonly readers: ReaderCounts | undefined;
   /** This thread's own; nobody else writes it. */
   readonly counters: Float64Array;
   readonly #underWay: Int32Array;
-  readonly #faults: Int32Array;
 
   constructor(shared: SharedObject, thread: number) {
     this.shared = shared;
@@ -109,7 +113,8 @@ export class ServedObject {
     const bytes = COUNTERS * Float64Array.BYTES_PER_ELEMENT;
     this.counters = new Float64Array(shared.counters, thread * bytes, COUNTERS);
     this.#underWay = new Int32Array(shared.underWay);
-    this.#faults = new Int32Array(shared.faults);
+    this.readers = shared.readers && new ReaderCounts(shared.readers);
+    this.touches = shared.touches && new TouchRecord(shared.touches);
     this.zeroWindows = new PushWindows(shared.zeroWindows, entries.length);
     this.layerWindows = new PushWindows(shared.layerWindows, entries.length, LAYER_PATIENCE);
   }
@@ -129,6 +134,13 @@ export class ServedObject {
     this.counters[counter]! += by;
   }
 
+  /** `thread`: the one that waited for them, as the READ names it. */
+  countPages(source: Source, pages: number, thread: number): void {
+    this.count(source, pages);
+    const pid = this.readers && processOf(thread);
+    if (pid !== undefined) this.readers?.count(pid, source, pages);
+  }
+
   /** Of all threads together. */
   total(counter: number): number {
     const all = new Float64Array(this.shared.counters);
@@ -137,47 +149,17 @@ export class ServedObject {
     return sum;
   }
 
-  /** Somebody waited for this page, and no clone had touched it before. */
-  recordFault(page: number): void {
-    const index = Atomics.load(this.#faults, 0) < FAULTS_MAX ? Atomics.add(this.#faults, 0, 1) : -1;
-    if (index >= 0 && index < FAULTS_MAX) this.#faults[1 + index] = page;
-  }
-
-  /** Pages in the order in which they were first waited for, older snapshots' first. */
-  recordedFaults(): Int32Array {
-    return this.#faults.slice(1, 1 + this.recordedCount);
-  }
-
-  get recordedCount(): number {
-    return Math.min(Atomics.load(this.#faults, 0), FAULTS_MAX);
-  }
-
   /**
    * What clones elsewhere are likely to touch, in that order: what was waited for here, and then what
    * was pushed beside it, which nobody had to ask for.
    */
   likelyTouches(): number[] {
-    const pages = new Set(this.recordedFaults());
+    const pages = new Set(this.touches?.pages());
     for (const page of this.layerWindows.pushedPages()) {
       if (pages.size >= LIKELY_PAGES_MAX) break;
       if (!this.paged.isZero(page, 1)) pages.add(page);
     }
     return [...pages];
-  }
-
-  /** Begins the record with what clones of older snapshots touched; the oldest is left out first. */
-  inheritFaults(pages: readonly number[]): void {
-    for (const page of pages.slice(-FAULTS_INHERITED_MAX)) this.recordFault(page);
-  }
-
-  /** Adds what clones on other hosts waited for, and none of this one had. */
-  mergeFaults(pages: readonly number[]): void {
-    const known = new Set(this.recordedFaults());
-    for (const page of pages) {
-      if (page >= this.paged.pageCount || known.has(page)) continue;
-      known.add(page);
-      this.recordFault(page);
-    }
   }
 
   markUnderWay(firstPage: number, count: number): void {

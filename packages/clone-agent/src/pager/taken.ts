@@ -14,7 +14,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import koffi from 'koffi';
+import { mapFile, mappedBytes } from '@snowfork/memserver/pages';
 import { decodeHeader, newRequestHeader, Opcode, REQUEST_BYTES_MAX } from './fuse-wire.js';
 import type { RequestIdentity } from './session.js';
 import { SERVING_THREADS } from './thread-data.js';
@@ -28,19 +28,6 @@ const FILE_BYTES = SERVING_THREADS * THREAD_BYTES;
 const HEADER_BYTES = 40;
 const U32 = 2 ** 32;
 
-const PROT_READ_WRITE = 3;
-const MAP_SHARED = 1;
-/**
- * So that the kernel need not wait for a page of it while it copies a request: it would give up the
- * request of a thread that is being killed, and whoever reads gets an error.
- */
-const MAP_POPULATE = 0x8000;
-const mmap = koffi
-  .load('libc.so.6')
-  .func(
-    'void *mmap(void *address, size_t bytes, int protection, int flags, int file, long offset)',
-  );
-
 /** The kernel waits for no answer to these. */
 const UNANSWERED: ReadonlySet<number> = new Set([
   Opcode.forget,
@@ -50,16 +37,13 @@ const UNANSWERED: ReadonlySet<number> = new Set([
 
 /** Maps the file, which is made when it is not there. */
 export function mapTakenRequests(runFolder: string): Buffer {
-  const { O_RDWR, O_CREAT } = fs.constants;
-  const file = fs.openSync(path.join(runFolder, 'pager.requests'), O_RDWR | O_CREAT, 0o600);
-  try {
-    // Written, not only made long: the tmpfs may be full one day, and a fault in it must not fail.
-    if (fs.fstatSync(file).size !== FILE_BYTES) fs.writeSync(file, Buffer.alloc(FILE_BYTES));
-    const address = mmap(null, FILE_BYTES, PROT_READ_WRITE, MAP_SHARED | MAP_POPULATE, file, 0);
-    return Buffer.from(koffi.view(address, FILE_BYTES));
-  } finally {
-    fs.closeSync(file);
-  }
+  const file = path.join(runFolder, 'pager.requests');
+  // Written, not only made long: the tmpfs may be full one day, and a fault in it must not fail.
+  const isThere = fs.statSync(file, { throwIfNoEntry: false })?.size === FILE_BYTES;
+  if (!isThere) fs.writeFileSync(file, Buffer.alloc(FILE_BYTES), { mode: 0o600 });
+  // So that the kernel need not wait for a page of it while it copies a request: it would give up the
+  // request of a thread that is being killed, and whoever reads gets an error.
+  return Buffer.from(mappedBytes(mapFile(file, { isPopulated: true })));
 }
 
 /** A serving thread's side. */
