@@ -7,14 +7,17 @@ import { fileURLToPath } from 'node:url';
 import type { Placing } from '@snowfork/sdk/api';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import type {
+  Holdings,
   HostReservation,
   HostRoom,
   ReserveRequest,
+  StoredTicket,
 } from '../../packages/clone-agent/src/cluster/cluster-store.js';
 import type { EtcdOptions, EtcdStore } from '../../packages/clone-agent/src/cluster/etcd.js';
 import { EtcdLink } from '../../packages/clone-agent/src/cluster/etcd-link.js';
 import { EtcdMembers } from '../support/etcd-members.js';
 import { eventually } from '../support/eventually.js';
+import { familyRequest } from '../support/store-behaviour.js';
 import type { StoreHostStart } from './store-host-main.js';
 
 const HOST_MAIN = fileURLToPath(new URL('store-host-main.ts', import.meta.url));
@@ -23,6 +26,9 @@ const HOST_TIMEOUT_MS = 3000;
 const PATIENT_TIMEOUT_MS = 10_000;
 /** All attempts, of each call that a reservation makes. */
 const REFUSED_WITHIN_MS = 12_000;
+const NO_HOLDINGS: Holdings = { families: new Map(), unsettled: new Set(), tickets: [] };
+/** So many that some would go to each member. */
+const RENEWALS = 20;
 const ROOM: HostRoom = { roomBytes: 8000, slots: 8, vms: 0 };
 let members: EtcdMembers;
 let stores: EtcdStore[];
@@ -74,7 +80,7 @@ let lastTicket = 0;
 function ask(here: string, asked: number, hosts: string[], hereSlots = 0): ReserveRequest {
   const placing: Placing = { hosts };
   const ticket = `t${++lastTicket}-${here}`;
-  return { ticket, asked, bytesEach: 1000, placing, here, hereSlots };
+  return { ticket, asked, bytesEach: 1000, placing, hereSlots };
 }
 
 function namesIn(store: EtcdStore): string[] {
@@ -106,12 +112,16 @@ for (const signal of ['SIGKILL', 'SIGSTOP'] as const) {
     expect(namesIn(alpha)).toEqual(['alpha']);
     await alpha.publishRoom(ROOM);
     const gamma = await join('gamma');
-    const { granted } = await gamma.reserve(ask('gamma', 8, ['alpha']));
-    expect(granted).toEqual([{ host: 'alpha', slots: 8 }]);
+    const { elsewhere } = await gamma.reserve(ask('gamma', 8, ['alpha']));
+    expect(elsewhere).toEqual([{ host: 'alpha', slots: 8 }]);
+    // Its tickets are not there again when it is.
+    await join('beta');
+    await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta', 'gamma']));
+    expect(alpha.tickets().map(({ home }) => home)).toEqual(['gamma']);
   });
 }
 
-test('what a host has of one that is lost is not kept for it when that one comes back', async () => {
+test('what a ticket has of a host that is lost goes when its home says so', async () => {
   const alpha = await join('alpha');
   const heard = hearing(alpha);
   const beta = await joinApart('beta');
@@ -119,6 +129,7 @@ test('what a host has of one that is lost is not kept for it when that one comes
   await alpha.reserve(ask('alpha', 5, ['beta']));
   beta.kill('SIGKILL');
   await eventually(() => expect(heard.lost).toEqual(['beta']));
+  await alpha.publish(NO_HOLDINGS);
   const again = await open('beta');
   const kept = hearing(again);
   await again.join(selfOf('beta'), ROOM);
@@ -126,28 +137,149 @@ test('what a host has of one that is lost is not kept for it when that one comes
   await eventually(() => expect(alpha.hosts()[1]?.room).toEqual(ROOM));
 });
 
-test('a reservation that nobody uses runs out', async () => {
+test('room, ticket and what the family takes are one change', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
+  await beta.check();
+  const of = ask('alpha', 3, ['beta']);
+  await alpha.reserve({ ...of, ofFamily: familyRequest({ clones: 3 }) });
+  const link = new EtcdLink(await members.access('alpha'));
+  const { kvs } = await link.call((space) => space.getAll().exec());
+  link.close();
+  const keys = [`ticket/${of.ticket}`, 'room/beta', 'family/vm1-alpha'];
+  const changed = kvs.filter(({ key }) => keys.includes(key.toString()));
+  expect(changed).toHaveLength(keys.length);
+  expect(new Set(changed.map(({ mod_revision: revision }) => revision)).size).toBe(1);
+});
+
+test('any host sees what each ticket has where, until its home settles it', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const heard = hearing(beta);
+  const of = { ...ask('alpha', 5, ['alpha', 'beta'], 2), vm: 'vm1-alpha', family: 'vm1-alpha' };
+  expect(await alpha.reserve(of)).toEqual({ here: 2, elsewhere: [{ host: 'beta', slots: 3 }] });
+  const ticket: StoredTicket = {
+    ...{ id: of.ticket, home: 'alpha', vm: 'vm1-alpha', family: 'vm1-alpha', bytesEach: 1000 },
+    slots: { alpha: { open: 2, running: 0 }, beta: { open: 3, running: 0 } },
+  };
+  await eventually(() => expect(beta.tickets()).toEqual([ticket]));
+  expect(heard.reservations).toMatchObject([{ ticket: of.ticket, home: 'alpha', slots: 3 }]);
+  const used = {
+    ...ticket,
+    slots: { alpha: { open: 0, running: 2 }, beta: { open: 1, running: 2 } },
+  };
+  await alpha.publish({ ...NO_HOLDINGS, tickets: [used] });
+  await eventually(() => expect(beta.tickets()).toEqual([used]));
+  expect(heard.reservations).toMatchObject([{ slots: 1 }]);
+  await alpha.publish(NO_HOLDINGS);
+  await eventually(() => expect(beta.tickets()).toEqual([]));
+  expect(heard.reservations).toEqual([]);
+});
+
+test('a ticket goes on with its home, and not without it', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const heard = hearing(beta);
+  await alpha.reserve(ask('alpha', 3, ['beta']));
+  await eventually(() => expect(beta.tickets()).toHaveLength(1));
+  const tickets = beta.tickets();
+  // Taken for lost by mistake: what hung on its lease is gone, until it is told again.
+  const link = new EtcdLink(await members.access('alpha'));
+  const { kvs } = await link.call((space) => space.get('host/alpha').exec());
+  await link.call(({ leaseClient }) => leaseClient.leaseRevoke({ ID: kvs[0]!.lease }));
+  link.close();
+  await eventually(() => expect(heard).toEqual({ lost: ['alpha'], reservations: [] }));
+  await eventually(async () => {
+    await alpha.publish({ ...NO_HOLDINGS, tickets });
+    expect(beta.tickets()).toEqual(tickets);
+  });
+  // Its agent was started again: all that hangs on the lease of the one before is to go.
+  const next = await join('alpha');
+  await next.publish({ ...NO_HOLDINGS, tickets });
+  await alpha.close();
+  await beta.check();
+  expect(beta.tickets()).toEqual(tickets);
+  stores = [beta];
+  await next.close();
+  await eventually(() => expect(heard.reservations).toEqual([]));
+  // And is not there again when the host is.
+  await join('alpha');
+  await eventually(() => expect(namesIn(beta)).toEqual(['alpha', 'beta']));
+  expect(beta.tickets()).toEqual([]);
+});
+
+test('a host that has just joined can be named at once', async () => {
   const alpha = await join('alpha');
-  const heard = hearing(alpha);
-  const beta = await join('beta', { reservationTimeoutMs: 2000 });
-  await beta.reserve(ask('beta', 3, ['alpha']));
+  for (let count = 1; count <= 5; count++) {
+    const beta = await join('beta');
+    const { elsewhere } = await alpha.reserve(ask('alpha', 1, ['beta']));
+    expect(elsewhere).toEqual([{ host: 'beta', slots: 1 }]);
+    await beta.close();
+    await eventually(() => expect(alpha.hosts()).toHaveLength(1));
+  }
+  await expect(alpha.reserve(ask('alpha', 1, ['beta']))).rejects.toMatchObject({
+    code: 'SF_HOST_NOT_FOUND',
+  });
+});
+
+test('a ticket of a host that was taken out of the cluster has nothing any more', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const heard = hearing(beta);
+  await alpha.reserve(ask('alpha', 3, ['beta']));
   await eventually(() => expect(heard.reservations).toHaveLength(1));
+  await beta.remove('alpha');
+  await eventually(() => expect(heard.reservations).toEqual([]));
+  expect(beta.tickets()).toEqual([]);
+});
+
+test('a reservation of which its home knows nothing, as it died before it did, runs out', async () => {
+  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const heard = hearing(alpha);
+  const reserving = beta.reserve(ask('beta', 3, ['alpha']));
+  // What is not handed out yet stands.
+  await beta.publish(NO_HOLDINGS);
+  await reserving;
+  await eventually(() => expect(heard.reservations).toHaveLength(1));
+  await beta.publish(NO_HOLDINGS);
   await eventually(() => expect(heard.reservations).toEqual([]));
   expect(heard.lost).toEqual([]);
+});
+
+test('what a family may have and the room for it are had in one, or not at all', async () => {
+  const names = ['alpha', 'beta'];
+  const hosts = await Promise.all(names.map((name) => join(name)));
+  await eventually(() => {
+    for (const host of hosts) expect(namesIn(host)).toEqual(names);
+  });
+  const limits = { familyVmsMax: 6 };
+  const ofFamily = familyRequest({ clones: 5, limits, counted: { vms: 0 } });
+  const [one, other] = await Promise.all(
+    hosts.map(async (store, index) => {
+      const of = ask(names[index]!, 5, [names[1 - index]!]);
+      return (await store.reserve({ ...of, ofFamily })).elsewhere[0]!.slots;
+    }),
+  );
+  expect(one! + other!).toBe(6);
+  // There is no room but for three more; the family is told of no more than those.
+  const more = { ...limits, familyVmsMax: 100 };
+  const asked = familyRequest({ clones: 50, limits: more, counted: { promised: one!, vms: 0 } });
+  const { elsewhere } = await hosts[0]!.reserve({ ...ask('alpha', 50, ['beta']), ofFamily: asked });
+  expect(elsewhere).toEqual([{ host: 'beta', slots: ROOM.slots - one! }]);
+  await expect
+    .poll(() => hosts[0]!.heardOf('vm1-alpha').here.promised)
+    .toBe(one! + elsewhere[0]!.slots);
 });
 
 test('room that is given back can be promised again as soon as it is told', async () => {
   const [alpha, beta] = [await join('alpha'), await join('beta')];
   const heard = hearing(alpha);
   const all = ask('beta', 8, ['alpha']);
-  expect((await beta.reserve(all)).granted).toEqual([{ host: 'alpha', slots: 8 }]);
+  expect((await beta.reserve(all)).elsewhere).toEqual([{ host: 'alpha', slots: 8 }]);
   const none = await beta.reserve(ask('beta', 1, ['alpha']));
-  expect(none).toEqual({ granted: [], reason: expect.stringContaining('0 of 1') });
-  await beta.release(all.ticket, 'alpha');
+  expect(none).toEqual({ here: 0, elsewhere: [], reason: expect.stringContaining('0 of 1') });
+  await beta.publish(NO_HOLDINGS);
   await eventually(() => expect(heard.reservations).toEqual([]));
   await alpha.publishRoom(ROOM);
-  const { granted } = await beta.reserve(ask('beta', 8, ['alpha']));
-  expect(granted).toEqual([{ host: 'alpha', slots: 8 }]);
+  const { elsewhere } = await beta.reserve(ask('beta', 8, ['alpha']));
+  expect(elsewhere).toEqual([{ host: 'alpha', slots: 8 }]);
 });
 
 test('a host that was taken for lost by mistake is there again', async () => {
@@ -156,13 +288,19 @@ test('a host that was taken for lost by mistake is there again', async () => {
   await beta.publishRoom({ ...ROOM, vms: 5 });
   await eventually(() => expect(alpha.hosts()[1]?.room.vms).toBe(5));
   const link = new EtcdLink(await members.access('alpha'));
-  const { kvs } = await link.call((space) => space.get('host/beta').exec());
-  await link.call(({ leaseClient }) => leaseClient.leaseRevoke({ ID: kvs[0]!.lease }));
-  link.close();
+  const leaseOfBeta = async () => {
+    return (await link.call((space) => space.get('host/beta').exec())).kvs[0]?.lease;
+  };
+  const ID = (await leaseOfBeta())!;
+  await link.call(({ leaseClient }) => leaseClient.leaseRevoke({ ID }));
   await eventually(() => expect(heard.lost).toEqual(['beta']));
   await eventually(() =>
     expect(alpha.hosts()[1]).toMatchObject({ name: 'beta', room: { vms: 5 } }),
   );
+  // By one lease more, which it keeps.
+  const lease = await leaseOfBeta();
+  for (let look = 0; look < 20; look++) expect(await leaseOfBeta()).toBe(lease);
+  link.close();
 });
 
 test('a host that leaves is gone at once', async () => {
@@ -212,7 +350,7 @@ test('an agent that starts again hears what was promised of its host', async () 
   const beta = await open('beta');
   const heard = hearing(beta);
   await beta.join(selfOf('beta'), ROOM);
-  expect(heard.reservations).toMatchObject([{ holder: 'alpha', slots: 2, bytesEach: 1000 }]);
+  expect(heard.reservations).toMatchObject([{ home: 'alpha', slots: 2, bytesEach: 1000 }]);
 });
 
 test('reservers at once never get more than there is, and all get their turn', async () => {
@@ -228,7 +366,7 @@ test('reservers at once never get more than there is, and all get their turn', a
       return [1, 2, 3, 4].map((asked) => store.reserve(ask(names[index]!, asked, others)));
     }),
   );
-  const granted = answers.flatMap((answer) => answer.granted);
+  const granted = answers.flatMap((answer) => answer.elsewhere);
   // 30 are asked for, of 24.
   for (const [index, host] of names.entries()) {
     const slots = granted.filter((of) => of.host === host).reduce((sum, of) => sum + of.slots, 0);
@@ -246,12 +384,29 @@ test('a member that dies is not missed, whichever it is', async () => {
   const heard = hearing(beta);
   for (const [index, member] of ['one', 'two', 'three'].entries()) {
     await members.stop(member);
-    const { granted } = await alpha.reserve(ask('alpha', 1, ['beta']));
-    expect(granted).toEqual([{ host: 'beta', slots: 1 }]);
+    const { elsewhere } = await alpha.reserve(ask('alpha', 1, ['beta']));
+    expect(elsewhere).toEqual([{ host: 'beta', slots: 1 }]);
     await eventually(() => expect(heard.reservations).toHaveLength(index + 1));
     await members.start(member);
   }
   expect(heard.lost).toEqual([]);
+});
+
+test('a member that hangs is not missed by those that ask again and again', async () => {
+  await members.stop('one');
+  const hung = await members.start('one');
+  const link = new EtcdLink(await members.access('alpha'));
+  const { ID } = await link.call(({ leaseClient }) => leaseClient.leaseGrant({ TTL: 600 }));
+  process.kill(hung.pid, 'SIGSTOP');
+  try {
+    // Each goes to any member; that it may be the one that led makes no difference.
+    for (let count = 0; count < RENEWALS; count++) {
+      expect(await link.renew(ID)).toBeGreaterThan(0);
+    }
+  } finally {
+    process.kill(hung.pid, 'SIGCONT');
+    link.close();
+  }
 });
 
 test('without a majority tickets are refused, hosts stay, and all goes on by itself', async () => {
@@ -270,13 +425,15 @@ test('without a majority tickets are refused, hosts stay, and all goes on by its
   expect(performance.now() - began).toBeLessThan(REFUSED_WITHIN_MS);
   // Also one that needs no other host.
   await expect(alpha.reserve(ask('alpha', 1, ['alpha'], 8))).rejects.toMatchObject(refused);
+  // A guest that asks for a checkpoint, or forks with a ticket that it has.
+  await expect(alpha.takeOfFamily(familyRequest({}))).rejects.toMatchObject(refused);
   await expect(beta.publishRoom({ ...ROOM, vms: 1 })).rejects.toMatchObject(refused);
   await expect(open('gamma')).rejects.toMatchObject(refused);
   expect(namesIn(alpha)).toEqual(['alpha', 'beta']);
   await Promise.all([members.start('one'), members.start('two')]);
   await eventually(async () => {
-    const { granted } = await alpha.reserve(ask('alpha', 1, ['beta']));
-    expect(granted).toEqual([{ host: 'beta', slots: 1 }]);
+    const { elsewhere } = await alpha.reserve(ask('alpha', 1, ['beta']));
+    expect(elsewhere).toEqual([{ host: 'beta', slots: 1 }]);
   });
   await eventually(async () => {
     await beta.publishRoom({ ...ROOM, vms: 2 });

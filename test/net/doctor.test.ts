@@ -1,9 +1,7 @@
 // `sf doctor` of hosts in a cluster: real agents and etcd, each host a network namespace, no VMs. What
 // it says of facts that are hard to bring about, `unit/cluster-doctor` tests.
 
-import fs from 'node:fs';
 import os from 'node:os';
-import path from 'node:path';
 import type { DoctorCheck } from '@snowfork/sdk';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Member, NetCluster } from '../../packages/clone-agent/src/system/net-cluster.js';
@@ -14,22 +12,17 @@ const CLUSTER_CHECKS = ['certificate', 'store', 'clocks', 'page delivery', 'sock
 const SETUP_MS = 120_000;
 
 describe.skipIf(whyNoNetHosts() !== undefined)('the doctor of a cluster', () => {
-  let folder: string;
   let cluster: NetCluster;
   let alpha: Member;
   let beta: Member;
 
   beforeAll(async () => {
-    folder = fs.mkdtempSync(path.join(os.tmpdir(), 'sfd-'));
-    const imagesFrom = path.join(folder, 'none');
-    fs.mkdirSync(imagesFrom);
-    cluster = await NetCluster.join({ hosts: 2, imagesFrom, parentFolder: folder });
+    cluster = await NetCluster.join({ hosts: 2, parentFolder: os.tmpdir() });
     [alpha, beta] = cluster.hosts as [Member, Member];
   }, SETUP_MS);
 
   afterAll(async () => {
     await cluster?.close();
-    fs.rmSync(folder, { recursive: true, force: true });
   }, SETUP_MS);
 
   const checksOf = async ({ sf }: Member): Promise<Record<string, DoctorCheck>> => {

@@ -20,8 +20,9 @@ const PORT = 7800;
 const GROUP = '239.77.0.9';
 const DATAGRAMS_MAIN = fileURLToPath(new URL('../dist/net/datagrams-main.js', import.meta.url));
 const BUILT = new URL('../../packages/clone-agent/dist/system/net-hosts.js', import.meta.url).href;
-/** A program that leaves its parent: it is found all the same. */
-const DAEMON = 'setsid sleep 1000 & echo $$ $!; exec sleep 1000';
+/** Programs that leave their parent, and the host's network: they are found all the same. */
+const DAEMON =
+  'setsid sleep 1000 & one=$!; unshare --net sleep 1000 & echo $$ $one $!; exec sleep 1000';
 /** What is under way arrives within this. */
 const SETTLE_MS = 200;
 const reason = whyNoNetHosts();
@@ -181,7 +182,7 @@ test.skipIf(reason)(
       ...net.hosts.map(({ namespace }) => holderOf(namespace)),
       ...(await Promise.all(programs.map(numbersOf))).flat(),
     ];
-    expect(pids.filter(isRunning)).toHaveLength(6);
+    expect(pids.filter(isRunning)).toHaveLength(8);
     expect(fs.readFileSync('/proc/net/dev', 'utf8').match(/^\s*\S+:/gm)).toEqual(interfaces);
     await net.close();
     expect(pids.filter(isRunning)).toEqual([]);
@@ -204,7 +205,7 @@ test.skipIf(reason)('nothing is left when the owner is killed', async () => {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   const pids = await numbersOf(owner);
-  expect(pids.filter(isRunning)).toHaveLength(6);
+  expect(pids.filter(isRunning)).toHaveLength(8);
   owner.kill('SIGKILL');
   await eventually(() => expect(pids.filter(isRunning)).toEqual([]));
 });

@@ -1,9 +1,7 @@
 // A cluster whose certificates live for seconds: real agents and etcd, each host a network namespace,
 // no VMs. Nothing is started anew, and new connections are let in after the first ones have run out.
 
-import fs from 'node:fs';
 import os from 'node:os';
-import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { lifeOf } from '../../packages/clone-agent/src/cluster/authority.js';
@@ -19,23 +17,18 @@ const ETCD = 'etcd\0--name';
 const SETUP_MS = 120_000;
 
 describe.skipIf(whyNoNetHosts() !== undefined)('hosts whose certificates run out', () => {
-  let folder: string;
   let cluster: NetCluster;
   let alpha: Member;
   let beta: Member;
 
   beforeAll(async () => {
-    folder = fs.mkdtempSync(path.join(os.tmpdir(), 'sfd-'));
-    const imagesFrom = path.join(folder, 'none');
-    fs.mkdirSync(imagesFrom);
     const settings = { certificateLifetimeMs: LIFETIME_MS };
-    cluster = await NetCluster.join({ hosts: 2, imagesFrom, parentFolder: folder, settings });
+    cluster = await NetCluster.join({ hosts: 2, parentFolder: os.tmpdir(), settings });
     [alpha, beta] = cluster.hosts as [Member, Member];
   }, SETUP_MS);
 
   afterAll(async () => {
     await cluster?.close();
-    fs.rmSync(folder, { recursive: true, force: true });
   }, SETUP_MS);
 
   const certificates = () => [alpha, beta].map(({ state }) => readClusterFile(state)!.certificate);

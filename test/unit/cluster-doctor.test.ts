@@ -22,10 +22,15 @@ const good: ClusterFacts = {
   nowMs: NOW_MS,
   certificate: { beganMs: NOW_MS - 10 * DAY_MS, endsMs: NOW_MS + 20 * DAY_MS },
   storeError: undefined,
+  members: membersOf('alpha', 'beta', 'gamma'),
   peers: [peer(), peer({}, 'gamma')],
   origins: [{ host: 'beta', delivery: 'group' }],
   buffers: { isFree: false, receiveBytesMax: 4 * MiB, sendBytesMax: 4 * MiB },
 };
+
+function membersOf(...names: string[]): ClusterFacts['members'] {
+  return names.map((name) => ({ name, isThere: true }));
+}
 
 function judged(name: string, facts: Partial<ClusterFacts>): DoctorCheck {
   return judgeCluster({ ...good, ...facts }).find((check) => check.name === name)!;
@@ -57,7 +62,24 @@ test.each<[string, 'warn' | 'fail', RegExp, Partial<ClusterFacts>]>([
     /ran out at 2026-05-31/,
     { certificate: { beganMs: NOW_MS - 20 * DAY_MS, endsMs: NOW_MS - DAY_MS } },
   ],
-  ['store', 'fail', /no majority/, { storeError: 'no majority' }],
+  ['store', 'fail', /no majority/, { storeError: 'no majority', members: [] }],
+  [
+    'store',
+    'fail',
+    /no majority; etcd has 3 members \(alpha, beta, gamma\), of which beta, gamma do not answer/,
+    {
+      storeError: 'no majority',
+      members: ['alpha', 'beta', 'gamma'].map((name) => ({ name, isThere: name === 'alpha' })),
+    },
+  ],
+  [
+    'store',
+    'warn',
+    /of which gamma does not answer/,
+    { members: [...membersOf('alpha', 'beta'), { name: 'gamma', isThere: false }] },
+  ],
+  ['store', 'warn', /2 members .*without either/, { members: membersOf('alpha', 'beta') }],
+  ['store', 'warn', /1 member \(alpha\).*without it/, { members: membersOf('alpha') }],
   ['host beta', 'warn', /refused/, { peers: [{ name: 'beta', answer: { error: 'refused' } }] }],
   ['host beta', 'warn', /version 0.9/, { peers: [peer({ version: '0.9' })] }],
   ['clocks', 'warn', /^beta is 2.0 s behind$/, { peers: [peer({ clockMs: -2000 })] }],
@@ -95,6 +117,14 @@ test.each<[string, 'warn' | 'fail', RegExp, Partial<ClusterFacts>]>([
   const check = judged(name, facts);
   expect(check).toMatchObject({ status, message: expect.stringMatching(message) });
   expect(check.mend).toBeTruthy();
+});
+
+test('two hosts have one member, and can have no more', () => {
+  const two = { members: membersOf('alpha'), peers: [peer()] };
+  expect(judged('store', two)).toMatchObject({
+    status: 'ok',
+    message: 'etcd has 1 member (alpha), and all answer',
+  });
 });
 
 test('a clock is not said to be wrong by less than the way of the answer', () => {

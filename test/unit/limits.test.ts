@@ -1,10 +1,17 @@
 // What the guests of a family may take: counted from VMs, tickets and snapshots as they are, refused
-// with the setting's name, and never at the cost of another family.
+// with the setting's name, and never at the cost of another family. What the store decides by these
+// counts is tested with the store (`test/support/store-behaviour.ts`).
 
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { cloneMethods } from '../../packages/clone-agent/src/cluster/clone-methods.js';
+import { EmbeddedStore } from '../../packages/clone-agent/src/cluster/embedded-store.js';
+import {
+  type FamilyCounts,
+  NOTHING,
+} from '../../packages/clone-agent/src/cluster/family-record.js';
 import { readSettings, type Settings } from '../../packages/clone-agent/src/settings.js';
 import { Journal, type Standing } from '../../packages/clone-agent/src/store/journal.js';
 import type { Snapshot } from '../../packages/clone-agent/src/store/snapshots.js';
@@ -21,6 +28,9 @@ let tickets: Tickets;
 let vms: Member[];
 let snapshots: Snapshot[];
 let now: number;
+/** As a host of a cluster: its name, and what it has heard of other hosts' shares. */
+let hostName: string | undefined;
+let heard: { here: FamilyCounts; elsewhere: FamilyCounts };
 
 beforeEach(() => {
   folder = fs.mkdtempSync(path.join(os.tmpdir(), 'sf-limits-'));
@@ -32,6 +42,8 @@ beforeEach(() => {
   vms = [];
   snapshots = [];
   now = 1_000_000;
+  hostName = undefined;
+  heard = { here: NOTHING, elsewhere: NOTHING };
 });
 afterEach(() => fs.rmSync(folder, { recursive: true }));
 
@@ -44,16 +56,23 @@ function limitsWith(own: Partial<Settings>): Limits {
     forgetTicket: (ticket) => tickets.forget(ticket),
     snapshots: () => snapshots,
     layerPath: (layer) => path.join(folder, layer),
+    hostName: () => hostName,
+    isMember: (host) => ['alpha', 'beta'].includes(host),
+    heardOf: () => heard,
     now: () => now,
   });
 }
 
-function vmOf(family: string, standing: Partial<Standing> = {}): Member {
+function vmOf(family: string, standing: Partial<Standing> = {}, ticket?: string): Member {
   const vm: Member & { end: Member['end'] } = {
     id: `vm${vms.length + 1}`,
     family,
     pid: undefined,
-    descent: { standing: { generation: 0, ordinal: 0, since: now, ...standing } },
+    cloneId: ticket === undefined ? 0 : 1,
+    descent: {
+      standing: { generation: 0, ordinal: 0, since: now, ...standing },
+      ...(ticket === undefined ? {} : { ticket }),
+    },
     startedAt: now,
     end: undefined,
     finish: (end) => {
@@ -67,13 +86,17 @@ function vmOf(family: string, standing: Partial<Standing> = {}): Member {
 let ticketNumber = 0;
 
 function ticketOf(vm: Member, granted: number): Ticket {
-  const none = () => {};
-  const placed = { granted, release: none, elsewhere: [], releaseElsewhere: none };
+  const placed = { granted, release: () => {}, elsewhere: [], bytesEach: 1000 };
   const of = { vm: vm.id, family: vm.family, asked: granted };
   return tickets.create(`t${++ticketNumber}`, of, placed);
 }
 
-function snapshotOf(family: string, kept: boolean, layer?: { id: string; bytes: number }): void {
+function snapshotOf(
+  family: string,
+  kept: boolean,
+  layer?: { id: string; bytes: number },
+  more: object = {},
+): void {
   const layers = layer === undefined ? [] : [layer.id];
   if (layer !== undefined) {
     fs.writeFileSync(path.join(folder, layer.id), Buffer.alloc(layer.bytes, 1));
@@ -84,6 +107,7 @@ function snapshotOf(family: string, kept: boolean, layer?: { id: string; bytes: 
     deviceStateBytes: 0,
     pages: { totalPages: 0 },
     objects: [{ name: 'ram', sizeBytes: 0, map: 'ram.map', layers }],
+    ...more,
   };
   snapshots.push({ file } as unknown as Snapshot);
 }
@@ -91,65 +115,95 @@ function snapshotOf(family: string, kept: boolean, layer?: { id: string; bytes: 
 const refused = (setting: string) =>
   expect.objectContaining({ code: 'SF_LIMIT', message: expect.stringContaining(setting) });
 
-describe('the number of VMs', () => {
-  it('of a family is bounded: fewer are granted with the reason, then none', () => {
-    const limits = limitsWith({ familyVmsMax: 5 });
+describe('what a host has of a family', () => {
+  it('are VMs: one that was launched, and a slot as long as its clone may run', () => {
+    const limits = limitsWith({});
     const vm = vmOf('a');
-    expect(limits.grant(vm, 3)).toEqual({ clones: 3 });
-    vmOf('a');
-    expect(limits.grant(vm, 9)).toEqual({
-      clones: 3,
-      reason: expect.stringContaining('familyVmsMax'),
-    });
-    ticketOf(vm, 3);
-    expect(() => limits.grant(vm, 1)).toThrow(refused('familyVmsMax'));
-    expect(limits.grant(vmOf('b'), 4)).toEqual({ clones: 4 });
-  });
-
-  it('counts a slot as long as it may be filled, and the VM in it once', () => {
-    const limits = limitsWith({ familyVmsMax: 4 });
-    const vm = vmOf('a');
+    expect(limits.counted('a')).toEqual({ ...NOTHING, vms: 1 });
     const ticket = ticketOf(vm, 3);
-    const clone = vmOf('a');
-    ticket.attach(1, clone.id);
+    expect(limits.counted('a')).toMatchObject({ vms: 1, promised: 3 });
+    ticket.use();
+    ticket.attach(1, vmOf('a', {}, ticket.id).id);
+    expect(limits.counted('a')).toMatchObject({ vms: 4, promised: 0 });
     ticket.settle(2, { reason: 'it did not come up' });
-    expect(limits.grant(vm, 9).clones).toBe(1);
-    clone.finish({ how: 'lost', reason: '' });
-    expect(limits.grant(vm, 9).clones).toBe(2);
+    expect(limits.counted('a')).toMatchObject({ vms: 3 });
+    vm.finish({ how: 'lost', reason: '' });
+    expect(limits.counted('a')).toMatchObject({ vms: 2 });
+    expect(limits.counted('b')).toEqual(NOTHING);
   });
 
-  it('lets the clones of one fork be as many as a call may ask for', () => {
-    expect(limitsWith({}).grant(vmOf('a'), 256)).toEqual({ clones: 256 });
-  });
-
-  it('ever made is known from those that are left', () => {
-    const limits = limitsWith({ familyClonesMax: 10 });
+  it('are clones ever made, known from those that are left', () => {
+    const limits = limitsWith({});
     const vm = vmOf('a');
     const ticket = ticketOf(vm, 6);
     ticket.use();
     const standings = limits.standings(vm.descent.standing, ticket);
-    for (let cloneId = 1; cloneId <= 6; cloneId++) {
-      const clone = vmOf('a', standings(cloneId));
-      ticket.attach(cloneId, clone.id);
-      clone.finish({ how: 'lost', reason: '' });
-    }
+    for (let cloneId = 1; cloneId <= 6; cloneId++) vmOf('a', standings(cloneId), ticket.id);
+    expect(limits.counted('a').clones).toBe(6);
+    tickets.forget(ticket);
     // Forgotten, but for the last.
     vms = [vm, vms.at(-1)!];
-    expect(limits.grant(vm, 9)).toEqual({
-      clones: 4,
-      reason: expect.stringContaining('familyClonesMax'),
-    });
+    expect(limits.counted('a').clones).toBe(6);
   });
 
-  it('ever made also counts those that are on their way', () => {
+  it('are also those that are on their way', () => {
     const limits = limitsWith({});
     const vm = vmOf('a');
-    const first = ticketOf(vm, 4);
-    const second = ticketOf(vm, 2);
+    const [first, second] = [ticketOf(vm, 4), ticketOf(vm, 2)];
     first.use();
+    expect(limits.standings(vm.descent.standing, first)(4).ordinal).toBe(4);
+    expect(limits.counted('a')).toMatchObject({ clones: 4, promised: 2 });
     second.use();
-    expect(limits.standings(vm.descent.standing, first)(1).ordinal).toBe(3);
     expect(limits.standings(vm.descent.standing, second)(2).ordinal).toBe(6);
+    expect(limits.counted('a')).toMatchObject({ clones: 6, promised: 0 });
+    // Its parent could not be frozen.
+    second.unuse();
+    expect(limits.counted('a')).toMatchObject({ clones: 4, promised: 2 });
+  });
+
+  it('are those that the store remembers of this host', () => {
+    const limits = limitsWith({});
+    const vm = vmOf('a');
+    heard = { here: { ...NOTHING, clones: 10 }, elsewhere: { ...NOTHING, clones: 100 } };
+    expect(limits.counted('a').clones).toBe(10);
+    const ticket = ticketOf(vm, 2);
+    ticket.use();
+    expect(limits.standings(vm.descent.standing, ticket)(2).ordinal).toBe(12);
+  });
+
+  it('are no clones of another host’s tickets, as long as that one counts them', () => {
+    hostName = 'beta';
+    const limits = limitsWith({});
+    const part = (home: string) => {
+      const of = { id: `t1-${home}`, home, vm: 'vm1', family: 'a' };
+      vmOf('a', { ordinal: 7 }, of.id);
+      return tickets.takePart(of, [1, 2], { granted: 2, release: () => {} });
+    };
+    part('alpha').settle(1, { value: Buffer.alloc(10) });
+    expect(limits.counted('a')).toEqual(NOTHING);
+    // That one is gone.
+    part('gamma').settle(1, { value: Buffer.alloc(10) });
+    expect(limits.counted('a')).toEqual({ ...NOTHING, vms: 1, resultsBytes: 10 });
+  });
+
+  it('are checkpoints, and layers, of which shared ones count once', () => {
+    const limits = limitsWith({});
+    snapshotOf('a', true);
+    snapshotOf('a', false, { id: 'l1', bytes: 65_536 });
+    snapshotOf('a', false, { id: 'l1', bytes: 65_536 });
+    snapshotOf('a', true, { id: 'l2', bytes: 65_536 });
+    snapshotOf('b', true, { id: 'l3', bytes: 10 * 65_536 });
+    fs.symlinkSync(path.join(folder, 'l3'), path.join(folder, 'l4'));
+    snapshotOf('a', false, undefined, { objects: [{ layers: ['l4'] }] });
+    expect(limits.counted('a')).toEqual({ ...NOTHING, checkpoints: 2, layersBytes: 2 * 65_536 });
+  });
+
+  it('are no layers that lie on another host', () => {
+    const limits = limitsWith({});
+    const origins = [{ host: 'alpha', layers: ['l1'] }];
+    snapshotOf('a', false, { id: 'l1', bytes: 65_536 }, { origins });
+    snapshotOf('a', false, { id: 'l2', bytes: 65_536 });
+    expect(limits.counted('a').layersBytes).toBe(65_536);
   });
 });
 
@@ -165,50 +219,55 @@ describe('a request', () => {
       limits.admit(last, method);
   });
 
-  it('that forks is refused above a rate, which is a family’s own', () => {
-    const limits = limitsWith({ familyForksBurst: 3, familyForksPerSecond: 2 });
+  it('takes what it is for, of a family of which this host has so much', () => {
+    const limits = limitsWith({});
     const vm = vmOf('a');
-    for (let i = 0; i < 3; i++) limits.admit(vmOf('a'), 'fork');
-    for (let i = 0; i < 1000; i++) limits.admit(vm, 'info');
-    expect(() => limits.admit(vm, 'checkpoint')).toThrow(
-      expect.objectContaining({ code: 'SF_LIMIT', details: { retryAfterMs: 500 } }),
+    const fork = limits.request(vm, 'fork', 3);
+    expect(fork).toMatchObject({ family: 'a', clones: 3, checkpoints: 0, freezes: true });
+    expect(limits.request(vm, 'requestTicket', 3)).toMatchObject({ clones: 3, freezes: false });
+    expect(limits.request(vm, 'clone')).toMatchObject({ clones: 0, freezes: true });
+    expect(limits.request(vm, 'checkpoint')).toMatchObject({ checkpoints: 1, freezes: true });
+    expect(limits.request(vm, 'createClones')).toMatchObject({ checkpoints: 0, freezes: false });
+    ticketOf(vm, 2);
+    expect(fork.counted()).toMatchObject({ vms: 1, promised: 2 });
+  });
+
+  it('for as many clones as a call may ask for is granted', async () => {
+    const request = limitsWith({}).request(vmOf('a'), 'fork', 256);
+    const asked = { ticket: 't1', asked: 256, bytesEach: 1, placing: {}, hereSlots: 256 };
+    const reserved = await new EmbeddedStore().reserve({ ...asked, ofFamily: request });
+    expect(reserved).toEqual({ here: 256, elsewhere: [] });
+  });
+});
+
+describe('a clone on another host', () => {
+  it('stands as it would here: in its generation, since its family began', () => {
+    const limits = limitsWith({ familyGenerationsMax: 3, familyLifetimeMs: 1000 });
+    const since = now;
+    const vm = vmOf('a', { generation: 1 });
+    const ticket = ticketOf(vm, 2);
+    ticket.use();
+    const here = limits.standings(vm.descent.standing, ticket);
+    // What the other host is told, and makes of it.
+    const told = cloneMethods.startClones.params.shape.standing.parse(here(0));
+    hostName = 'beta';
+    const of = { id: 't1-alpha', home: 'alpha', family: 'a' };
+    const part = tickets.takePart(of, [2], { granted: 1, release: () => {} });
+    now += 900;
+    const there = limits.standings(told, part)(2);
+    expect(there).toEqual(here(2));
+    const clone = vmOf('a', there, of.id);
+    limits.admit(clone, 'fork');
+    expect(() => limits.admit(vmOf('a', { ...there, generation: 3 }), 'fork')).toThrow(
+      refused('familyGenerationsMax'),
     );
-    limits.admit(vmOf('b'), 'fork');
-    now += 500;
-    limits.admit(vm, 'fork');
-    expect(() => limits.admit(vm, 'fork')).toThrow(refused('familyForksPerSecond'));
-    now += 60_000;
-    for (let i = 0; i < 3; i++) limits.admit(vm, 'fork');
-    expect(() => limits.admit(vm, 'fork')).toThrow(refused('familyForksPerSecond'));
-  });
-
-  it('for a checkpoint is refused when the family keeps enough of them', () => {
-    const limits = limitsWith({ familyCheckpointsMax: 2 });
-    const vm = vmOf('a');
-    snapshotOf('a', true);
-    snapshotOf('a', false);
-    snapshotOf('b', true);
-    limits.admit(vm, 'checkpoint');
-    snapshotOf('a', true);
-    expect(() => limits.admit(vm, 'checkpoint')).toThrow(refused('familyCheckpointsMax'));
-    limits.admit(vm, 'fork');
-  });
-
-  it('that freezes is refused when the layers of the family take too much; shared ones count once', () => {
-    const limits = limitsWith({ familyLayersBytesMax: 3 * 65_536 });
-    const vm = vmOf('a');
-    snapshotOf('a', false, { id: 'l1', bytes: 65_536 });
-    snapshotOf('a', false, { id: 'l1', bytes: 65_536 });
-    snapshotOf('a', true, { id: 'l2', bytes: 65_536 });
-    snapshotOf('b', true, { id: 'l3', bytes: 10 * 65_536 });
-    fs.symlinkSync(path.join(folder, 'l3'), path.join(folder, 'l4'));
-    snapshotOf('a', true);
-    limits.admit(vm, 'fork');
-    snapshotOf('a', false, { id: 'l5', bytes: 65_536 });
-    for (const method of ['fork', 'clone', 'checkpoint'] as const) {
-      expect(() => limits.admit(vm, method)).toThrow(refused('familyLayersBytesMax'));
-    }
-    limits.admit(vm, 'requestTicket');
+    now += 100;
+    expect(there.since).toBe(since);
+    limits.endOutlived();
+    expect(clone.end).toMatchObject({
+      how: 'killed',
+      reason: expect.stringContaining('familyLifetimeMs'),
+    });
   });
 });
 
@@ -235,6 +294,13 @@ describe('results', () => {
     expect(third.slots[0]?.status).toBe('exited');
     expect(tickets.find(first.id)).toBeUndefined();
     expect(settled(limits, vmOf('b'), 90).slots[0]?.status).toBe('exited');
+  });
+
+  it('that other hosts keep count, as far as they have told', () => {
+    const limits = limitsWith({ familyResultsBytesMax: 100 });
+    heard = { here: NOTHING, elsewhere: { ...NOTHING, resultsBytes: 50 } };
+    expect(settled(limits, vmOf('a'), 60).slots[0]).toMatchObject({ status: 'lost' });
+    expect(settled(limits, vmOf('a'), 50).slots[0]).toMatchObject({ status: 'exited' });
   });
 
   it('of one ticket are not let go for each other', () => {

@@ -25,7 +25,7 @@ import {
 const ADDRESS = '127.0.0.1';
 const FIRST_PORT = 28_410;
 const CLUSTER = '0123456789abcdef';
-const SHORT_MS = 3000;
+const SHORT_MS = 9000;
 const LONG_MS = 3_600_000;
 const LOG = pino({ level: 'silent' });
 
@@ -143,7 +143,7 @@ test('a host gets another one, with a new key, before the old one runs out', asy
   const old = await betaFile(SHORT_MS);
   await listen({ members: ['alpha', 'beta'] });
   const now = renewing(old);
-  await vi.waitFor(() => expect(now.file).not.toBe(old), { timeout: 10_000 });
+  await vi.waitFor(() => expect(now.file).not.toBe(old), { timeout: 25_000 });
   expect(Date.now()).toBeLessThan(lifeOf(old.certificate).endsMs);
   expect(now.file.privateKey).not.toBe(old.privateKey);
   expect(lifeOf(now.file.certificate).endsMs).toBeGreaterThan(Date.now() + LONG_MS / 2);
@@ -162,7 +162,7 @@ test('a host that was taken out gets none, and goes on to ask', async () => {
   await listen({ members: ['alpha'] });
   const old = await betaFile(SHORT_MS);
   const now = renewing(old);
-  await vi.waitFor(() => expect(now.warnings.length).toBeGreaterThan(1), { timeout: 10_000 });
+  await vi.waitFor(() => expect(now.warnings.length).toBeGreaterThan(1), { timeout: 25_000 });
   expect(now.warnings[0]).toContain('the cluster has no such host now');
   expect(now.file).toBe(old);
 });
@@ -171,7 +171,7 @@ test('a host that can not sign says so', async () => {
   const { caKey: _, ...file } = alpha;
   await listen({ members: ['alpha', 'beta'], file });
   const now = renewing(await betaFile(SHORT_MS));
-  await vi.waitFor(() => expect(now.warnings.length).toBeGreaterThan(0), { timeout: 10_000 });
+  await vi.waitFor(() => expect(now.warnings.length).toBeGreaterThan(0), { timeout: 25_000 });
   expect(now.warnings[0]).toContain('alpha has no key to sign with');
 });
 
@@ -181,7 +181,7 @@ test('what another authority signed is not taken', async () => {
   await listen({ members: ['alpha', 'beta'], file });
   const old = await betaFile(SHORT_MS);
   const now = renewing(old);
-  await vi.waitFor(() => expect(now.warnings.length).toBeGreaterThan(0), { timeout: 10_000 });
+  await vi.waitFor(() => expect(now.warnings.length).toBeGreaterThan(0), { timeout: 25_000 });
   expect(now.warnings[0]).toContain('no certificate of this host');
   expect(now.file).toBe(old);
 });

@@ -6,10 +6,12 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { Journal } from '../../packages/clone-agent/src/store/journal.js';
 import {
+  KILLED_BY_TICKET,
   TICKET_LIFETIME_MS,
   TICKET_VALUES_BYTES_MAX,
   Tickets,
 } from '../../packages/clone-agent/src/vms/tickets.js';
+import type { RawEnd, Vm } from '../../packages/clone-agent/src/vms/vm.js';
 
 const never = new AbortController().signal;
 
@@ -26,7 +28,7 @@ afterEach(() => rmSync(folder, { recursive: true }));
 describe('a ticket', () => {
   const release = vi.fn();
   const roomHere = (granted: number) => {
-    return { granted, release, elsewhere: [], releaseElsewhere: () => {} };
+    return { granted, release, elsewhere: [], bytesEach: 1000 };
   };
   const create = (granted: number) =>
     new Tickets(journal).create('t1', { vm: 'vm1', asked: 8 }, roomHere(granted));
@@ -98,6 +100,23 @@ describe('a ticket', () => {
     const given = ticket.settled(undefined, caller.signal);
     caller.abort();
     await expect(given).rejects.toMatchObject({ code: 'SF_ABORTED' });
+  });
+
+  it('says of a clone that has ended why, and that it is lost no second time', () => {
+    const tickets = new Tickets(journal);
+    const ticket = tickets.create('t1', { vm: 'vm1', asked: 3 }, roomHere(3));
+    ticket.used = true;
+    const ended = (cloneId: number, end: RawEnd) =>
+      ({ id: `vm${cloneId}`, descent: { ticket: 't1', cloneId }, end }) as Vm;
+    tickets.settleAfter([
+      ended(1, { how: 'lost', reason: 'it ended while no agent ran' }),
+      ended(2, KILLED_BY_TICKET),
+    ]);
+    expect(ticket.slots.map(({ reason }) => reason)).toEqual([
+      'it ended while no agent ran',
+      'its ticket was killed',
+      'it did not come up: the agent died before',
+    ]);
   });
 
   it('is found by its owner and by nobody else', () => {

@@ -8,7 +8,7 @@ import {
   ticketSchema,
 } from '@snowfork/sdk/api';
 import { z } from 'zod';
-import { descriptorSchema, touchesSchema } from '../store/descriptor.js';
+import { descriptorSchema } from '../store/descriptor.js';
 import { standingSchema } from '../store/journal.js';
 import { idSchema } from '../store/origins.js';
 
@@ -62,9 +62,9 @@ export const cloneMethods = {
   },
   /** The asking host has layers of it in use. */
   hold: { params: z.strictObject({ snapshot: idSchema }), result: z.null() },
-  /** What clones on the asking host waited for, of a snapshot that it was lent. */
+  /** What clones on the asking host have touched, of a snapshot that it was lent; packed. */
   touched: {
-    params: z.strictObject({ snapshot: idSchema, pages: touchesSchema }),
+    params: z.strictObject({ snapshot: idSchema, pages: bytes }),
     result: z.null(),
   },
   /** Bring here all pages that the asked host still needs of that host: it is to go. */

@@ -7,6 +7,8 @@ import { hostNameSchema, SnowforkError } from '@snowfork/sdk/api';
 import { z } from 'zod';
 
 export const PEER_PORT_DEFAULT = 7410;
+/** Of a member of the store, on each host that runs one. */
+export const STORE_PORTS = { clientPort: 7412, peerPort: 7413 } as const;
 
 const port = z.number().int().min(1).max(65_535);
 const pem = z.string().startsWith('-----BEGIN ');
@@ -16,7 +18,7 @@ export const clusterIdentitySchema = z.strictObject({
   name: hostNameSchema,
 });
 export const storePlaceSchema = z.strictObject({
-  /** Of etcd: https://ADDRESS:PORT. */
+  /** Of etcd's members that vote, as last heard: https://ADDRESS:PORT. */
   endpoints: z.array(z.url()).min(1).max(16),
 });
 

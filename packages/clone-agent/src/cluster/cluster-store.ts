@@ -1,9 +1,11 @@
-// What all hosts of a cluster know of each other: who is there, how much room each has, and what of it
-// is promised. One interface; `etcd.ts` keeps it. Whoever asks for room on several hosts gets it in one
-// transaction, so that nothing is promised twice.
+// What all hosts of a cluster know of each other: who is there, how much room each has, which tickets
+// have what of it, and what each family has. One interface: `etcd.ts` keeps it for a cluster,
+// `embedded-store.ts` for a host by itself. Whoever asks for room on several hosts, or for what a
+// family may have, gets it in one transaction, so that nothing is promised twice.
 
-import { hostNameSchema, type Placing } from '@snowfork/sdk/api';
+import { hostNameSchema, type Placing, sharedTicketSchema } from '@snowfork/sdk/api';
 import { z } from 'zod';
+import type { FamilyCounts, FamilyRequest } from './family-record.js';
 
 export const hostRoomSchema = z.object({
   /** Memory for VMs more. */
@@ -32,47 +34,54 @@ export interface HostRecord extends HostIdentity {
   readonly room: HostRoom;
 }
 
-/** Room of one host, promised to a ticket of another. */
-export const reservationSchema = z.object({
-  ticket: z.string(),
-  /** The ticket's host: when it is lost, the room is nobody's. */
-  holder: hostNameSchema,
-  slots: z.number().int().positive(),
+/** Room of one host that a ticket of another has, and that no VM fills yet. */
+export interface HostReservation {
+  readonly ticket: string;
+  /** The ticket's host. */
+  readonly home: string;
+  readonly slots: number;
+  readonly bytesEach: number;
+}
+
+/** A ticket with slots on other hosts: what it has where, until all of these have settled. */
+export const storedTicketSchema = sharedTicketSchema.extend({
   bytesEach: z.number().positive(),
 });
-export type HostReservation = z.infer<typeof reservationSchema>;
+export type StoredTicket = z.infer<typeof storedTicketSchema>;
 
 export interface ReserveRequest {
   readonly ticket: string;
+  readonly vm?: string;
+  readonly family?: string;
   readonly asked: number;
   readonly bytesEach: number;
   readonly placing: Placing;
-  /** The host that asks, and the slots that it has for itself. */
-  readonly here: string;
+  /** That the asking host has for itself. */
   readonly hereSlots: number;
-}
-
-/** VMs more for a family. */
-export interface FamilyRequest {
-  readonly family: string;
-  /** The host that asks, and the VMs of its tickets, wherever they run. */
-  readonly here: string;
-  readonly counted: number;
-  readonly asked: number;
-  /** On all hosts together. */
-  readonly max: number;
-}
-
-/** What a host has of each family. */
-export interface FamilyCounts {
-  readonly counts: ReadonlyMap<string, number>;
-  /** Such as ask for more at the moment: what they take is not in `counts` yet, and stands. */
-  readonly unsettled: ReadonlySet<string>;
+  /** A guest asks, and its family may have so much: what is granted counts at once. */
+  readonly ofFamily?: FamilyRequest;
 }
 
 export interface HostSlots {
   readonly host: string;
   readonly slots: number;
+}
+
+export interface Reserved {
+  /** On the asking host. */
+  readonly here: number;
+  readonly elsewhere: readonly HostSlots[];
+  /** Why they are fewer than were asked for; where nobody has more room, the asking host knows. */
+  readonly reason?: string;
+}
+
+/** What a host says of its families and tickets. */
+export interface Holdings {
+  readonly families: ReadonlyMap<string, FamilyCounts>;
+  /** Families that ask for more at the moment: what they take is not counted yet, and stands. */
+  readonly unsettled: ReadonlySet<string>;
+  /** Its own that have slots on other hosts. */
+  readonly tickets: readonly StoredTicket[];
 }
 
 /** Every method throws SnowforkError SF_CLUSTER_UNAVAILABLE when the store does not answer. */
@@ -94,15 +103,21 @@ export interface ClusterStore {
   setDraining(name: string, isDraining: boolean): Promise<void>;
   /** It can't come back. @throws SnowforkError SF_HOST_NOT_FOUND */
   remove(name: string): Promise<void>;
-  /** All slots, or as many as there are. What is not used within a minute is given back. */
-  reserve(request: ReserveRequest): Promise<{ granted: HostSlots[]; reason?: string }>;
-  /** As many of them as the family may still have; they count at once. */
-  takeOfFamily(request: FamilyRequest): Promise<number>;
-  /** VMs by family, of this host's tickets. */
-  publishFamilies(counts: FamilyCounts): Promise<void>;
-  /** What a ticket has of a host is used, or not wanted. */
-  release(ticket: string, host: string): Promise<void>;
-  /** Shown to the store from now on, by this host's member of it too. */
+  /**
+   * All slots, or as many as there are, for the ticket: in one transaction with what the family takes
+   * and with the ticket's record. The record goes with this host, or when it is not told of any more.
+   * @throws SnowforkError SF_LIMIT: the family may have none
+   */
+  reserve(request: ReserveRequest): Promise<Reserved>;
+  /** What is asked for is taken at once. @throws SnowforkError SF_LIMIT: the family may not have it */
+  takeOfFamily(request: FamilyRequest): Promise<void>;
+  /** As last heard: what this host has told of the family, and what all others have together. */
+  heardOf(family: string): { readonly here: FamilyCounts; readonly elsewhere: FamilyCounts };
+  /** As last heard: such as have slots on several hosts. */
+  tickets(): StoredTicket[];
+  /** Told again and again; what it says of nothing is forgotten. */
+  publish(holdings: Holdings): Promise<void>;
+  /** Shown to the store from now on. */
   useCertificate(of: { certificate: string; privateKey: string }): Promise<void>;
   close(): Promise<void>;
 }

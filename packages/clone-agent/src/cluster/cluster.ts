@@ -3,6 +3,7 @@
 // it; `vms/` asks it for room on other hosts and has it carry what hosts say to each other.
 
 import { randomBytes } from 'node:crypto';
+import path from 'node:path';
 import type { Duplex } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { TLSSocket } from 'node:tls';
@@ -13,19 +14,23 @@ import {
   type ClusterFile,
   readClusterFile,
   removeClusterFile,
+  STORE_PORTS,
   writeClusterFile,
 } from './cluster-file.js';
-import type { ClusterStore, FamilyCounts, HostRecord, HostReservation } from './cluster-store.js';
+import type { ClusterStore, Holdings, HostRecord, HostReservation } from './cluster-store.js';
+import { EmbeddedStore } from './embedded-store.js';
+import { EtcdProcess } from './etcd-process.js';
 import { admit, askToJoin } from './joining.js';
+import type { OpenStore } from './open-store.js';
 import type { PeerHandlers, PeerMethod, PeerParams, PeerResult } from './peer-methods.js';
 import { PeerServer } from './peer-server.js';
 import { type PeerAddress, Peers } from './peers.js';
 import { isDue, Renewal, renewFor, renewOwn } from './renewal.js';
+import type { StoreMembers, StoreMembersContext } from './store-members.js';
 import { TOKEN_LIFETIME_MS, Tokens } from './token.js';
 
-/** Ports of the store's member on the host that made the cluster. */
-const STORE_CLIENT_PORT = 7412;
-const STORE_PEER_PORT = 7413;
+/** Of the store's member on this host, in the state folder. */
+const STORE_FOLDER = 'etcd';
 /** Between attempts to speak to the other hosts, after a start. */
 const OPEN_AGAIN_MS = 2000;
 const ROOM_LOOK_MS = 1000;
@@ -42,15 +47,17 @@ export interface ClusterContext {
   handlers(): Omit<PeerHandlers, 'renew'>;
   /** The connection goes on as one to this host's API. */
   serveApi(socket: TLSSocket): void;
+  /** This host may come to run a member of the store. */
+  readonly storeMember: boolean;
   /** Opens the cluster's store, with its member on this host when there is to be one. */
-  openStore(file: ClusterFile): Promise<ClusterStore>;
+  openStore(of: StoreMembersContext): Promise<OpenStore>;
   /** The host is in a cluster now, before others hear of it: says where it serves pages. */
   entered(): Promise<{ pagesPort: number }>;
   /** The others can be spoken to, for the first time since the agent's start. */
   opened(): void;
   room(): HostRecord['room'];
-  /** VMs by family, of this host's tickets. */
-  families(): FamilyCounts;
+  /** What this host has of each family, and its tickets that have slots elsewhere. */
+  holdings(): Holdings;
   hostLost(host: string, reason: string): void;
   /** Whatever this host needs of that one is brought here. */
   detachFrom(host: string, signal: AbortSignal): Promise<unknown>;
@@ -63,6 +70,7 @@ interface Membership {
   readonly server: PeerServer;
   readonly peers: Peers;
   readonly store: ClusterStore;
+  readonly storeMembers: StoreMembers;
   readonly looking: NodeJS.Timeout;
   readonly renewal: Renewal;
 }
@@ -72,6 +80,9 @@ export class Cluster {
   readonly #tokens: Tokens;
   #file: ClusterFile | undefined;
   #membership: Membership | undefined;
+  readonly #alone = new EmbeddedStore();
+  /** Why there is none yet. */
+  #obstacle: unknown;
   /** Of all hosts that were ever there. */
   readonly #addresses = new Map<string, PeerAddress>();
 
@@ -92,6 +103,7 @@ export class Cluster {
         this.#membership = await this.#enter(this.#file);
         this.#context.opened();
       } catch (error) {
+        this.#obstacle = error;
         this.#context.log.error({ err: error }, 'the cluster is not there yet');
         await delay(OPEN_AGAIN_MS, undefined, { ref: false });
       }
@@ -108,15 +120,25 @@ export class Cluster {
     return this.#file ?? this.#member.file;
   }
 
+  /** A host by itself has one of its own. @throws SnowforkError SF_HOST_UNREACHABLE. */
   get store(): ClusterStore {
-    return this.#member.store;
+    return this.#file === undefined && this.#membership === undefined
+      ? this.#alone
+      : this.#member.store;
+  }
+
+  /** Whether the others can be spoken to. */
+  get isOpen(): boolean {
+    return this.#membership !== undefined;
   }
 
   get #member(): Membership {
     if (this.#membership !== undefined) return this.#membership;
     if (this.#file !== undefined) {
-      const message = 'the other hosts can not be spoken to yet: agent.log says why';
-      throw new SnowforkError('SF_HOST_UNREACHABLE', message);
+      const cause = this.#obstacle;
+      const why = cause === undefined ? 'the agent has just started' : wordsOf(cause);
+      const message = `the other hosts can not be spoken to yet: ${why}`;
+      throw new SnowforkError('SF_HOST_UNREACHABLE', message, { cause });
     }
     throw new SnowforkError(
       'SF_NO_CLUSTER',
@@ -141,8 +163,8 @@ export class Cluster {
       certificate: await signHost(authority, signing),
       privateKey,
       caKey: authority.privateKey,
-      store: { endpoints: [`https://${address}:${STORE_CLIENT_PORT}`] },
-      member: { clientPort: STORE_CLIENT_PORT, peerPort: STORE_PEER_PORT },
+      store: { endpoints: [`https://${address}:${STORE_PORTS.clientPort}`] },
+      member: STORE_PORTS,
     };
     await this.#become(file);
   }
@@ -175,16 +197,40 @@ export class Cluster {
     return this.#member.store.hosts();
   }
 
-  /** @throws SnowforkError SF_HOST_NOT_FOUND. */
+  /** Whether the host runs a member of the store. */
+  hasStoreMember(host: string): boolean {
+    const { all } = this.#member.storeMembers;
+    return all.some(({ name, isLearner }) => name === host && !isLearner);
+  }
+
+  /** Whether this host runs no member of the store, and could. */
+  get canStore(): boolean {
+    return this.#membership?.storeMembers.isAble ?? false;
+  }
+
+  get storeMembers(): StoreMembers {
+    return this.#member.storeMembers;
+  }
+
+  /**
+   * With its member of the store. One that is not there any more has at most that.
+   * @throws SnowforkError SF_HOST_NOT_FOUND, SF_BAD_REQUEST, SF_CLUSTER_UNAVAILABLE: the store would
+   * not go on
+   */
   async remove(name: string): Promise<void> {
-    const { store, file } = this.#member;
-    addressOf(store, name);
+    const { store, storeMembers, file } = this.#member;
     if (name === file.host.name) {
-      const message = `${name} is this host: \`sf down\` on it ends it`;
+      const message = `${name} is this host: take it out on another one`;
       throw new SnowforkError('SF_BAD_REQUEST', message);
     }
-    await store.remove(name);
-    this.#context.hostLost(name, 'it was taken out of the cluster');
+    const hasMember = await storeMembers.assertSpared(name);
+    // First, so that it does not come again with another member.
+    if (!hasMember || this.isMember(name)) {
+      addressOf(store, name);
+      await store.remove(name);
+      this.#context.hostLost(name, 'it was taken out of the cluster');
+    }
+    if (hasMember) await storeMembers.remove(name);
   }
 
   /** @throws SnowforkError SF_HOST_NOT_FOUND. */
@@ -260,11 +306,25 @@ export class Cluster {
     membership.renewal.stop();
     membership.server.close();
     membership.peers.close();
+    membership.storeMembers.close();
     await membership.store.close();
+  }
+
+  get #storeFolder(): string {
+    return path.join(this.#context.stateRoot, STORE_FOLDER);
+  }
+
+  /** What this host knows of its cluster has changed, while it is in it. */
+  #change(part: Partial<ClusterFile>): void {
+    if (this.#file === undefined) return;
+    this.#file = { ...this.#file, ...part };
+    writeClusterFile(this.#context.stateRoot, this.#file);
   }
 
   async #become(file: ClusterFile): Promise<void> {
     const { stateRoot } = this.#context;
+    // Of a cluster that it was in before, or of this one.
+    await EtcdProcess.clear(this.#storeFolder);
     writeClusterFile(stateRoot, file);
     this.#file = file;
     try {
@@ -279,7 +339,7 @@ export class Cluster {
   async #enter(before: ClusterFile): Promise<Membership> {
     const { log, handlers, version, certificateLifetimeMs: lifetimeMs } = this.#context;
     const file = await this.#freshened(before);
-    const store = await this.#context.openStore(file);
+    const { store, members: storeMembers } = await this.#openStore();
     const peers = new Peers(file, (host) => this.#addressOf(store, host));
     const isThere = (name: string) => store.hosts().some((host) => host.name === name);
     let server: PeerServer | undefined;
@@ -293,7 +353,7 @@ export class Cluster {
           },
         },
         join: (hello) => {
-          const of = { file, tokens: this.#tokens, isTaken: isThere, lifetimeMs };
+          const of = { file: this.file, tokens: this.#tokens, isTaken: isThere, lifetimeMs };
           return admit(hello, of);
         },
         serveApi: this.#context.serveApi,
@@ -304,6 +364,7 @@ export class Cluster {
       await store.join(self, this.#context.room());
     } catch (error) {
       server?.close();
+      storeMembers.close();
       await store.close();
       throw error;
     }
@@ -311,22 +372,37 @@ export class Cluster {
     store.onReservations((reservations) => this.#context.reserved(reservations));
     const looking = setInterval(() => this.#publish(store), ROOM_LOOK_MS);
     looking.unref();
-    const renewal = this.#renewalOf({ server, peers, store });
-    return { file, server, peers, store, looking, renewal };
+    const renewal = this.#renewalOf({ server, peers, store, storeMembers });
+    void storeMembers.run();
+    return { file, server, peers, store, storeMembers, looking, renewal };
   }
 
-  #renewalOf({ server, peers, store }: Pick<Membership, 'server' | 'peers' | 'store'>): Renewal {
-    const { log, stateRoot, certificateLifetimeMs: lifetimeMs } = this.#context;
+  async #openStore(): Promise<OpenStore> {
+    const { log, storeMember: mayRun } = this.#context;
+    return await this.#context.openStore({
+      ...{ folder: this.#storeFolder, log, mayRun },
+      file: () => this.file,
+      changed: (part) => this.#change(part),
+      hosts: () => this.#membership?.store.hosts() ?? [],
+      able: async () => {
+        const answers = await this.#askOthers('ping', {});
+        return answers.flatMap(({ host, answer }) => (answer.canStore ? [host] : []));
+      },
+    });
+  }
+
+  #renewalOf(of: Pick<Membership, 'server' | 'peers' | 'store' | 'storeMembers'>): Renewal {
+    const { server, peers, store, storeMembers } = of;
+    const { log, certificateLifetimeMs: lifetimeMs } = this.#context;
     const renewal = new Renewal({
       ...{ log, lifetimeMs, file: () => this.file },
       hosts: () => store.hosts().map(({ name }) => name),
       ask: (host, params, signal) => peers.call(host, 'renew', params, signal),
-      renewed: async (file) => {
-        writeClusterFile(stateRoot, file);
-        this.#file = file;
-        server.useCertificate(file);
-        peers.useCertificate(file);
-        const { certificate, privateKey } = file;
+      renewed: async ({ certificate, privateKey }) => {
+        this.#change({ certificate, privateKey });
+        server.useCertificate(this.file);
+        peers.useCertificate(this.file);
+        storeMembers.useCertificate({ certificate, privateKey });
         await store.useCertificate({ certificate, privateKey });
         log.info('this host has another certificate');
       },
@@ -338,10 +414,9 @@ export class Cluster {
   /** A host that can sign needs nobody, however long it was away. */
   async #freshened(file: ClusterFile): Promise<ClusterFile> {
     if (file.caKey === undefined || !isDue(file)) return file;
-    const renewed = await renewOwn(file, this.#context.certificateLifetimeMs);
-    writeClusterFile(this.#context.stateRoot, renewed);
-    this.#file = renewed;
-    return renewed;
+    const { certificate, privateKey } = await renewOwn(file, this.#context.certificateLifetimeMs);
+    this.#change({ certificate, privateKey });
+    return this.file;
   }
 
   /** The store has not heard of it for long: so has this host, or it is only slow. */
@@ -358,8 +433,8 @@ export class Cluster {
   }
 
   #publish(store: ClusterStore): void {
-    const { room, families, log } = this.#context;
-    const told = [store.publishRoom(room()), store.publishFamilies(families())];
+    const { room, holdings, log } = this.#context;
+    const told = [store.publishRoom(room()), store.publish(holdings())];
     Promise.all(told).catch((error: unknown) => {
       log.warn({ err: error }, 'what this host has is not told');
     });
@@ -388,6 +463,10 @@ function addressOf(store: ClusterStore, host: string): HostRecord {
     'SF_HOST_NOT_FOUND',
     `the cluster has no host ${host} now; it has ${known.join(', ') || 'none'}`,
   );
+}
+
+function wordsOf(error: unknown): string {
+  return SnowforkError.from(error).message;
 }
 
 function newId(): string {

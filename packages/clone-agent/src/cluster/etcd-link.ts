@@ -4,8 +4,22 @@
 import { once } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import { SnowforkError } from '@snowfork/sdk/api';
-import { ConstantBackoff, handleWhen, noop, retry } from 'cockatiel';
-import { Etcd3, isRecoverableError, type Namespace } from 'etcd3';
+import {
+  ConsecutiveBreaker,
+  ConstantBackoff,
+  circuitBreaker,
+  handleWhen,
+  isBrokenCircuitError,
+  noop,
+  retry,
+} from 'cockatiel';
+import {
+  castGrpcError,
+  Etcd3,
+  GRPCDeadlineExceededError,
+  isRecoverableError,
+  type Namespace,
+} from 'etcd3';
 import { STORE_SERVER_NAME } from './authority.js';
 
 /** For all attempts together. */
@@ -13,6 +27,11 @@ export const CALL_TIMEOUT_MS = 5000;
 /** A member that does not answer by then is given up for the next one. */
 const ATTEMPT_TIMEOUT_MS = 1500;
 const MEMBERS_PER_ROUND_MAX = 3;
+/**
+ * A member that did not answer in time is not asked for so long, where there are others: each attempt
+ * would cost its whole time. Less than a call may take, as all may have been silent for a moment.
+ */
+const SHUNNED_MS = 3000;
 const ATTEMPT_AGAIN_MS = 50;
 /** Pings of an idle connection; etcd refuses those that come more often than every 5 seconds. */
 const PING_MS = 10_000;
@@ -84,7 +103,7 @@ export class EtcdLink {
       try {
         return await new Promise<number>((resolve, reject) => {
           stream.on('data', ({ TTL }) => resolve(Number(TTL)));
-          stream.on('error', reject);
+          stream.on('error', (error) => reject(castGrpcError(error)));
           stream.on('end', () => reject(new Error('the connection ended')));
           stream.write({ ID: lease });
         });
@@ -95,9 +114,9 @@ export class EtcdLink {
   }
 
   /** For all calls and watches from now on; calls that are under way end as they would have. */
-  useCertificate({ certificate, privateKey }: HostCertificate): void {
+  use(access: HostCertificate | Pick<EtcdAccess, 'endpoints'>): void {
     const old = this.#client;
-    this.#access = { ...this.#access, certificate, privateKey };
+    this.#access = { ...this.#access, ...access };
     this.#client = clientOf(this.#access);
     this.#space = spaceOf(this.#client, this.#access);
     setTimeout(() => old.close(), CALL_TIMEOUT_MS).unref();
@@ -112,11 +131,16 @@ export class EtcdLink {
       try {
         return await work(this.#space);
       } catch (error) {
-        if (signal.aborted || !isRecoverableError(error as Error)) throw error;
+        if (signal.aborted || !isPassing(error as Error)) throw error;
         await delay(ATTEMPT_AGAIN_MS);
       }
     }
   }
+}
+
+/** Another attempt may be answered. */
+function isPassing(error: Error): boolean {
+  return isRecoverableError(error) || isBrokenCircuitError(error);
 }
 
 function clientOf({ endpoints, ca, certificate, privateKey }: EtcdAccess): Etcd3 {
@@ -138,12 +162,17 @@ function clientOf({ endpoints, ca, certificate, privateKey }: EtcdAccess): Etcd3
     defaultCallOptions: ({ isStream }) =>
       isStream ? {} : { deadline: Date.now() + ATTEMPT_TIMEOUT_MS },
     faultHandling: {
-      // A round of attempts, each at another member; none is shunned, as there are few.
+      // A round of attempts, each at another member.
       global: retry(attempts, {
         maxAttempts: Math.min(endpoints.length, MEMBERS_PER_ROUND_MAX) - 1,
         backoff: new ConstantBackoff(ATTEMPT_AGAIN_MS),
       }),
-      host: () => noop,
+      host: () => {
+        if (endpoints.length === 1) return noop;
+        const silence = handleWhen((error) => error instanceof GRPCDeadlineExceededError);
+        const breaker = new ConsecutiveBreaker(1);
+        return circuitBreaker(silence, { halfOpenAfter: SHUNNED_MS, breaker });
+      },
       watchBackoff: new ConstantBackoff(ATTEMPT_AGAIN_MS).next(),
     },
   });

@@ -5,6 +5,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { IKeyValue, IWatchResponse, Watcher } from 'etcd3';
 import type { Logger } from 'pino';
+import type { z } from 'zod';
 import type { EtcdLink } from './etcd-link.js';
 
 const LOOK_MS = 2000;
@@ -151,4 +152,17 @@ function pairOf({ key, value, mod_revision, lease }: IKeyValue): Pair {
     revision: BigInt(mod_revision),
     lease,
   };
+}
+
+/** Undefined also for what a newer host wrote that is not understood here. */
+export function readPair<S extends z.ZodType>(
+  schema: S,
+  pair: Pair | undefined,
+): z.output<S> | undefined {
+  if (pair === undefined) return undefined;
+  try {
+    return schema.parse(JSON.parse(pair.value));
+  } catch {
+    return undefined;
+  }
 }

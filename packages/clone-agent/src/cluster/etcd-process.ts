@@ -7,7 +7,7 @@
 //   etcd/etcd.log       what it says
 //   etcd/process.json   which process it is
 
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import fs from 'node:fs';
 import https from 'node:https';
@@ -27,7 +27,7 @@ const STOP_TIMEOUT_MS = 5000;
 /** So that one that can't start does not keep the host busy. */
 const RESTART_DELAY_MS = 500;
 const LAST_WORDS_CHARS_MAX = 500;
-/** A reservation is one transaction, with two operations for each host of the cluster. */
+/** A fork is one transaction, with an operation for each host of the cluster and two in all. */
 const TRANSACTION_OPERATIONS_MAX = 4096;
 /** Each host says its room every second; nobody asks what it was. */
 const REVISIONS_KEPT = 10_000;
@@ -106,11 +106,20 @@ export class EtcdProcess {
 
   async stop(): Promise<void> {
     this.#isOver = true;
-    this.#process.kill('SIGTERM');
-    const killer = setTimeout(() => this.#process.kill('SIGKILL'), STOP_TIMEOUT_MS);
-    await this.#process.exited;
-    clearTimeout(killer);
+    await end(this.#process);
     fs.rmSync(path.join(this.#options.folder, 'process.json'), { force: true });
+  }
+
+  /** Whether there is what a member has agreed to; etcd makes it in one step. */
+  static hasLog(folder: string): boolean {
+    return fs.existsSync(path.join(folder, 'data', 'member', 'wal'));
+  }
+
+  /** Ends what an agent has left there, with all that it knows. */
+  static async clear(folder: string): Promise<void> {
+    const running = findRunning(folder);
+    if (running !== undefined) await end(new WatchedProcess(running.pid, running.startTime));
+    fs.rmSync(folder, { recursive: true, force: true });
   }
 
   #watch({ pid, startTime }: Known): void {
@@ -153,6 +162,13 @@ export class EtcdProcess {
     const message = `this host's member of the cluster store (etcd) does not answer: ${why}`;
     throw new SnowforkError('SF_CLUSTER_UNAVAILABLE', message);
   }
+}
+
+async function end(process: WatchedProcess): Promise<void> {
+  process.kill('SIGTERM');
+  const killer = setTimeout(() => process.kill('SIGKILL'), STOP_TIMEOUT_MS);
+  await process.exited;
+  clearTimeout(killer);
 }
 
 function findRunning(folder: string): Known | undefined {
@@ -221,9 +237,23 @@ function argumentsOf(options: EtcdProcessOptions): string[] {
   ];
 }
 
+export function isEtcdInstalled(): boolean {
+  const folders = (process.env.PATH ?? '').split(path.delimiter);
+  return folders.some((folder) => isProgram(path.join(folder, 'etcd')));
+}
+
+function isProgram(file: string): boolean {
+  try {
+    fs.accessSync(file, fs.constants.X_OK);
+    return fs.statSync(file).isFile();
+  } catch {
+    return false;
+  }
+}
+
 /** @throws SnowforkError SF_CLUSTER_UNAVAILABLE that names the package. */
 function assertInstalled(): void {
-  if (spawnSync('etcd', ['--version']).status === 0) return;
+  if (isEtcdInstalled()) return;
   throw new SnowforkError(
     'SF_CLUSTER_UNAVAILABLE',
     "etcd is not installed, which keeps the cluster's hosts and tickets: " +

@@ -1,22 +1,21 @@
-// The cluster's store in etcd. A host's record and room hang on its lease, so they vanish with it;
-// rooms are lessened and promised in one transaction; all hosts mirror all keys. Where etcd has lost
-// its majority, what was last heard stays, and whatever would change something is refused.
+// The cluster's store in etcd. A host's record, room and tickets hang on its lease, so they vanish with
+// it; rooms are lessened in the transaction that puts the ticket which they are promised to; all hosts
+// mirror all keys. Where etcd has lost its majority, what was last heard stays, and whatever would
+// change something is refused.
 //
-//   /snowfork/<cluster>/host/<name>                  HostIdentity            lease of the host
-//   /snowfork/<cluster>/room/<name>                  HostRoom                lease of the host
-//   /snowfork/<cluster>/reservation/<name>/<ticket>  HostReservation         lease of a minute
-//   /snowfork/<cluster>/family/<id>                  VMs by host             `etcd-families.ts`
-//   /snowfork/<cluster>/draining/<name>              true
-//   /snowfork/<cluster>/removed/<id of the host>     its name
+//   /snowfork/<cluster>/host/<name>                HostIdentity     lease of the host
+//   /snowfork/<cluster>/room/<name>                HostRoom         lease of the host
+//   /snowfork/<cluster>/ticket/<id>                StoredTicket     lease of its home, `etcd-tickets.ts`
+//   /snowfork/<cluster>/family/<id>                FamilyRecord     `etcd-families.ts`
+//   /snowfork/<cluster>/draining/<name>            true
+//   /snowfork/<cluster>/removed/<id of the host>   its name
 
 import { setTimeout as delay } from 'node:timers/promises';
 import { SnowforkError } from '@snowfork/sdk/api';
 import type { Logger } from 'pino';
-import type { z } from 'zod';
 import {
   type ClusterStore,
-  type FamilyCounts,
-  type FamilyRequest,
+  type Holdings,
   type HostIdentity,
   type HostRecord,
   type HostReservation,
@@ -24,17 +23,20 @@ import {
   type HostSlots,
   hostRecordSchema,
   hostRoomSchema,
+  type Reserved,
   type ReserveRequest,
-  reservationSchema,
+  type StoredTicket,
 } from './cluster-store.js';
-import { EtcdFamilies } from './etcd-families.js';
+import { EtcdFamilies, familyChange } from './etcd-families.js';
 import { type EtcdAccess, EtcdLink, type HostCertificate } from './etcd-link.js';
-import { type Change, EtcdMirror, type Pair } from './etcd-mirror.js';
+import { type Change, EtcdMirror, type Pair, readPair } from './etcd-mirror.js';
+import { EtcdTickets, newTicket } from './etcd-tickets.js';
+import { changeOver, type Seen } from './etcd-transaction.js';
+import type { FamilyCounts, FamilyRequest, Weighed } from './family-record.js';
 import { HostLease } from './host-lease.js';
 import { placeClones } from './placement.js';
 
 const HOST_TIMEOUT_MS = 6000;
-const RESERVATION_TIMEOUT_MS = 60_000;
 const RESERVE_ATTEMPTS_MAX = 20;
 /** Of several that ask for the same room again and again, all get their turn. */
 const RESERVE_PAUSE_MS_MAX = 20;
@@ -44,28 +46,25 @@ export interface EtcdOptions extends EtcdAccess {
   readonly log: Logger;
   /** A host of which nothing was heard for so long is lost; etcd takes 2 s for the least. */
   readonly hostTimeoutMs?: number;
-  /** A reservation that nobody used by then gives its room back. */
-  readonly reservationTimeoutMs?: number;
-  /** For this host's member, if it has one. */
-  readonly renewed?: (of: HostCertificate) => void;
-  /** It was closed. */
-  readonly ended?: () => void;
 }
 
-/** With the room that it is taken from. */
-interface Promised extends HostSlots {
-  readonly room: Pair;
+interface Promising {
+  readonly request: ReserveRequest;
+  /** Here and elsewhere. */
+  readonly granted: readonly HostSlots[];
+  /** As it was looked at; it may change while etcd answers. */
+  readonly family: { readonly seen: Seen; readonly weighed: Weighed } | undefined;
 }
 
 export class EtcdStore implements ClusterStore {
   readonly #link: EtcdLink;
   readonly #log: Logger;
   readonly #hostTimeoutMs: number;
-  readonly #reservationTimeoutMs: number;
-  readonly #renewed: (of: HostCertificate) => void;
-  readonly #ended: () => void;
   #mirror!: EtcdMirror;
   #families!: EtcdFamilies;
+  #tickets!: EtcdTickets;
+  /** Names of the hosts that are there. */
+  readonly #present = new Set<string>();
   readonly #lost: ((host: string) => void)[] = [];
   readonly #reserved: ((reservations: readonly HostReservation[]) => void)[] = [];
   #self: HostIdentity | undefined;
@@ -79,10 +78,11 @@ export class EtcdStore implements ClusterStore {
     try {
       const changed = (changes: readonly Change[]) => store.#tell(changes);
       store.#mirror = await EtcdMirror.open(store.#link, { log, changed });
-      store.#families = new EtcdFamilies({
-        ...{ link: store.#link, mirror: store.#mirror },
-        hosts: () => new Set(store.hosts().map(({ name }) => name)),
-      });
+      const of = { link: store.#link, mirror: store.#mirror };
+      const here = () => store.#joined.name;
+      const present = () => store.#present;
+      store.#families = new EtcdFamilies({ ...of, here, present });
+      store.#tickets = new EtcdTickets({ ...of, here, present, lease: () => store.#lease!.id });
       return store;
     } catch (error) {
       store.#link.close();
@@ -94,9 +94,6 @@ export class EtcdStore implements ClusterStore {
     this.#link = new EtcdLink(options);
     this.#log = options.log;
     this.#hostTimeoutMs = options.hostTimeoutMs ?? HOST_TIMEOUT_MS;
-    this.#reservationTimeoutMs = options.reservationTimeoutMs ?? RESERVATION_TIMEOUT_MS;
-    this.#renewed = options.renewed ?? (() => {});
-    this.#ended = options.ended ?? (() => {});
   }
 
   async join(self: HostIdentity, room: HostRoom): Promise<void> {
@@ -174,33 +171,38 @@ export class EtcdStore implements ClusterStore {
       const removed = `removed/${identity.id}`;
       return space
         .if(removed, 'Version', '==', 0)
-        .then(
-          space.put(removed).value(name),
-          ...keys.map((key) => space.delete().key(key)),
-          space.delete().prefix(`reservation/${name}/`),
-        )
+        .then(space.put(removed).value(name), ...keys.map((key) => space.delete().key(key)))
         .commit();
     });
   }
 
-  async reserve(request: ReserveRequest): Promise<{ granted: HostSlots[]; reason?: string }> {
-    let lease: string | undefined;
+  async reserve(request: ReserveRequest): Promise<Reserved> {
+    return await this.#tickets.whileReserving(request.ticket, () => this.#reserve(request));
+  }
+
+  async #reserve(request: ReserveRequest): Promise<Reserved> {
+    const { name } = this.#joined;
+    // One that has just joined may not have been heard of.
+    const isUnheard = (host: string) => this.#identity(host) === undefined;
+    if (request.placing.hosts?.some(isUnheard)) await this.#mirror.look();
     for (let attempt = 1; attempt <= RESERVE_ATTEMPTS_MAX; attempt++) {
-      const granted = placeClones({ ...request, hosts: this.#slotsFor(request) });
-      const total = granted.reduce((sum, { slots }) => sum + slots, 0);
+      const family = request.ofFamily && this.#families.weigh(request.ofFamily);
+      const { clones: asked = request.asked, reason, refusal } = family?.weighed ?? {};
+      const hosts = this.#slotsFor(request);
+      const granted = placeClones({ ...request, asked, here: name, hosts });
+      const total = slotsOf(granted);
       if (total < request.asked && attempt === 1) {
         // What was heard may be a moment old.
         await this.#mirror.look();
         continue;
       }
-      const others = granted.filter(({ host }) => host !== request.here);
-      // With the rooms that were looked at, though they may change while etcd answers.
-      const promise = others.map((of) => ({ ...of, room: this.#mirror.get(`room/${of.host}`)! }));
-      if (others.length > 0) lease ??= await this.#leaseOfReservation();
-      if (await this.#promise(request, promise, lease)) {
-        if (total === request.asked) return { granted };
-        const reason = `the hosts of the cluster have room for ${total} of ${request.asked}`;
-        return { granted, reason };
+      if (await this.#promise({ request, granted, family })) {
+        if (refusal !== undefined) throw refusal;
+        const few = `the hosts of the cluster have room for ${total} of ${asked}`;
+        const why = total < asked ? few : reason;
+        const elsewhere = granted.filter(({ host }) => host !== name);
+        const here = total - slotsOf(elsewhere);
+        return { here, elsewhere, ...(why === undefined ? {} : { reason: why }) };
       }
       // Somebody was faster.
       await delay(Math.random() * RESERVE_PAUSE_MS_MAX);
@@ -209,22 +211,30 @@ export class EtcdStore implements ClusterStore {
     throw new SnowforkError('SF_CLUSTER_UNAVAILABLE', 'too many ask for room at once: try again');
   }
 
-  async takeOfFamily(request: FamilyRequest): Promise<number> {
-    return await this.#families.take(request);
+  async takeOfFamily(request: FamilyRequest): Promise<void> {
+    await this.#families.take(request);
   }
 
-  async publishFamilies(counts: FamilyCounts): Promise<void> {
-    await this.#families.publish(this.#joined.name, counts);
+  heardOf(family: string): { here: FamilyCounts; elsewhere: FamilyCounts } {
+    return this.#families.heardOf(family);
   }
 
-  async release(ticket: string, host: string): Promise<void> {
-    const key = `reservation/${host}/${ticket}`;
-    await this.#link.call((space) => space.delete().key(key).exec());
+  tickets(): StoredTicket[] {
+    return this.#tickets.all();
   }
 
-  async useCertificate(of: HostCertificate): Promise<void> {
-    this.#renewed(of);
-    this.#link.useCertificate(of);
+  async publish(holdings: Holdings): Promise<void> {
+    await Promise.all([this.#families.publish(holdings), this.#tickets.publish(holdings.tickets)]);
+  }
+
+  async useCertificate({ certificate, privateKey }: HostCertificate): Promise<void> {
+    this.#link.use({ certificate, privateKey });
+    await this.#mirror.watchAnew();
+  }
+
+  /** Where its members are from now on. */
+  async useEndpoints(endpoints: readonly string[]): Promise<void> {
+    this.#link.use({ endpoints });
     await this.#mirror.watchAnew();
   }
 
@@ -232,7 +242,6 @@ export class EtcdStore implements ClusterStore {
     await this.#mirror.close();
     await this.#lease?.close();
     this.#link.close();
-    this.#ended();
   }
 
   get #joined(): HostIdentity {
@@ -241,63 +250,58 @@ export class EtcdStore implements ClusterStore {
   }
 
   #identity(name: string): HostIdentity | undefined {
-    return read(hostRecordSchema, this.#mirror.get(`host/${name}`));
+    return readPair(hostRecordSchema, this.#mirror.get(`host/${name}`));
   }
 
   #roomOf(name: string): HostRoom | undefined {
-    return read(hostRoomSchema, this.#mirror.get(`room/${name}`));
+    return readPair(hostRoomSchema, this.#mirror.get(`room/${name}`));
   }
 
-  #slotsFor({ bytesEach, here, hereSlots }: ReserveRequest): HostSlots[] {
+  #slotsFor({ bytesEach, hereSlots }: ReserveRequest): HostSlots[] {
     return this.hosts()
       .filter(({ draining }) => !draining)
       .map(({ name, room }) => {
-        if (name === here) return { host: name, slots: hereSlots };
+        if (name === this.#joined.name) return { host: name, slots: hereSlots };
         return { host: name, slots: Math.min(room.slots, Math.floor(room.roomBytes / bytesEach)) };
       });
   }
 
-  async #leaseOfReservation(): Promise<string> {
-    const TTL = Math.ceil(this.#reservationTimeoutMs / 1000);
-    const { ID } = await this.#link.call(({ leaseClient }) => leaseClient.leaseGrant({ TTL }));
-    return ID;
-  }
-
-  /** In one transaction; `false` when the room of one has changed meanwhile. */
-  async #promise(
-    { ticket, here, bytesEach }: ReserveRequest,
-    others: readonly Promised[],
-    lease: string | undefined,
-  ): Promise<boolean> {
-    const [first, ...rest] = others;
-    if (first === undefined || lease === undefined) {
+  /**
+   * The ticket, the rooms that it takes from, and what its family has, in one transaction; `false` when
+   * one of them has changed meanwhile.
+   */
+  async #promise({ request, granted, family }: Promising): Promise<boolean> {
+    const others = granted.filter(({ host }) => host !== this.#joined.name);
+    const rooms = others.map(({ host, slots }) => {
+      const seen = { key: `room/${host}`, pair: this.#mirror.get(`room/${host}`) };
+      return { seen, left: lessened(seen.pair, slots, request.bytesEach) };
+    });
+    const ticket = this.#tickets.seen(request.ticket);
+    const isShared = others.length > 0;
+    const [first, ...rest] = [
+      ...(family === undefined ? [] : [family.seen]),
+      ...(isShared ? [ticket, ...rooms.map(({ seen }) => seen)] : []),
+    ];
+    if (first === undefined) {
       // Nothing is asked of etcd, but without it there are no tickets.
       if (this.#link.isSilent) await this.#mirror.look();
       return true;
     }
-    const keyOf = (host: string) => `reservation/${host}/${ticket}`;
-    const { succeeded } = await this.#link.call((space) => {
-      let transaction = space.if(first.room.key, 'Mod', '==', String(first.room.revision));
-      for (const { room } of rest) {
-        transaction = transaction.and(room.key, 'Mod', '==', String(room.revision));
-      }
-      const puts = others.flatMap(({ host, slots, room }) => {
-        const promised: HostReservation = { ticket, holder: here, slots, bytesEach };
-        return [
-          // It hangs on its host's lease as before.
-          space
-            .put(room.key)
-            .value(JSON.stringify(lessened(room, promised)))
-            .ignoreLease(),
-          space.put(keyOf(host)).value(JSON.stringify(promised)).lease(lease),
-        ];
-      });
-      return transaction.then(...puts).commit();
-    });
-    if (succeeded) return true;
+    const record = newTicket(request, granted, this.#joined.name);
+    const isDone = await changeOver(this.#link, [first, ...rest], (space) => [
+      ...(family === undefined
+        ? []
+        : [familyChange(space, family.seen, family.weighed.taken(slotsOf(granted)))]),
+      ...(isShared ? [this.#tickets.put(space, record)] : []),
+      // They hang on their host's lease as before.
+      ...rooms.map(({ seen, left }) =>
+        space.put(seen.key).value(JSON.stringify(left)).ignoreLease(),
+      ),
+    ]);
+    if (isDone) return true;
     await this.#mirror.look();
     // An attempt that was not answered in time was heard all the same.
-    return others.every(({ host }) => this.#mirror.get(keyOf(host))?.lease === lease);
+    return isShared && this.#tickets.isPut(record);
   }
 
   async #putSelf(lease: string): Promise<void> {
@@ -317,35 +321,25 @@ export class EtcdStore implements ClusterStore {
 
   #tell(changes: readonly Change[]): void {
     const isOf = (kind: string) => (change: Change) => keyOf(change).startsWith(`${kind}/`);
-    if (changes.some(isOf(`reservation/${this.#self?.name}`))) this.#tellReservations();
-    const lost = changes.filter(isOf('host')).filter(({ after }) => after === undefined);
-    for (const change of lost) {
-      const name = keyOf(change).slice('host/'.length);
+    const hosts = changes.filter(isOf('host'));
+    const nameOf = (change: Change) => keyOf(change).slice('host/'.length);
+    for (const change of hosts) {
+      if (change.after === undefined) this.#present.delete(nameOf(change));
+      else this.#present.add(nameOf(change));
+    }
+    // A ticket is as good as gone with its home.
+    if (hosts.length > 0 || changes.some(isOf('ticket'))) this.#tellReservations();
+    for (const change of hosts.filter(({ after }) => after === undefined)) {
+      const name = nameOf(change);
       if (name === this.#self?.name) continue;
-      this.#giveBack(name);
       for (const listener of this.#lost) listener(name);
     }
   }
 
   #tellReservations(): void {
     if (this.#self === undefined) return;
-    const pairs = this.#mirror.below(`reservation/${this.#self.name}/`);
-    const reservations = pairs.flatMap((pair) => read(reservationSchema, pair) ?? []);
+    const reservations = this.#tickets.reservations();
     for (const listener of this.#reserved) listener(reservations);
-  }
-
-  /** What a lost host's tickets have of this one, and this one's of it. */
-  #giveBack(lost: string): void {
-    const own = this.#self?.name;
-    for (const pair of this.#mirror.below('reservation/')) {
-      const of = read(reservationSchema, pair);
-      const [, host] = pair.key.split('/') as [string, string];
-      if (of === undefined) continue;
-      if (!(host === own && of.holder === lost) && !(host === lost && of.holder === own)) continue;
-      this.release(of.ticket, host).catch((error: unknown) => {
-        this.#log.warn({ ...of, host, err: error }, 'room is kept until it runs out');
-      });
-    }
   }
 }
 
@@ -353,23 +347,17 @@ function keyOf({ before, after }: Change): string {
   return (after ?? before)?.key ?? '';
 }
 
-/** Undefined also for what a newer host wrote that is not understood here. */
-function read<S extends z.ZodType>(schema: S, pair: Pair | undefined): z.output<S> | undefined {
-  if (pair === undefined) return undefined;
-  try {
-    return schema.parse(JSON.parse(pair.value));
-  } catch {
-    return undefined;
-  }
-}
-
-function lessened(pair: Pair, { slots, bytesEach }: HostReservation): HostRoom {
-  const room = read(hostRoomSchema, pair) ?? NO_ROOM;
+function lessened(pair: Pair | undefined, slots: number, bytesEach: number): HostRoom {
+  const room = readPair(hostRoomSchema, pair) ?? NO_ROOM;
   return {
     ...room,
     slots: room.slots - slots,
     roomBytes: Math.max(0, room.roomBytes - slots * bytesEach),
   };
+}
+
+function slotsOf(granted: readonly HostSlots[]): number {
+  return granted.reduce((sum, { slots }) => sum + slots, 0);
 }
 
 function isSame(one: HostRoom, other: HostRoom): boolean {

@@ -6,6 +6,7 @@ import fs from 'node:fs';
 import { type DoctorCheck, type NetworkStats, SnowforkError } from '@snowfork/sdk/api';
 import { lifeOf } from './authority.js';
 import type { Cluster } from './cluster.js';
+import { MEMBERS_WANTED } from './store-members.js';
 
 const ASK_TIMEOUT_MS = 3000;
 const DAY_MS = 24 * 3_600_000;
@@ -31,6 +32,8 @@ export interface ClusterFacts {
   readonly certificate: { readonly beganMs: number; readonly endsMs: number };
   /** Undefined: it answers, which it does with a majority only. */
   readonly storeError: string | undefined;
+  /** Members of the store that vote, by their hosts' names, as last heard. */
+  readonly members: readonly { readonly name: string; readonly isThere: boolean }[];
   readonly peers: readonly PeerFacts[];
   /** Hosts whose pages come here, and how. */
   readonly origins: readonly { readonly host: string; readonly delivery: 'group' | 'unicast' }[];
@@ -48,10 +51,11 @@ export async function readClusterFacts(
   of: { readonly version: string; readonly network: NetworkStats | undefined },
 ): Promise<ClusterFacts | undefined> {
   if (cluster.name === undefined) return undefined;
-  const { file, store, name: own } = cluster;
+  const { file, store, storeMembers, name: own } = cluster;
   const others = cluster.hosts().filter(({ name }) => name !== own);
-  const [storeError, ...peers] = await Promise.all([
+  const [storeError, members, ...peers] = await Promise.all([
     store.check().then(() => undefined, wordsOf),
+    storeMembers.examine(),
     ...others.map(({ name }) => askPeer(cluster, name)),
   ]);
   return {
@@ -59,6 +63,7 @@ export async function readClusterFacts(
     nowMs: Date.now(),
     certificate: lifeOf(file.certificate),
     storeError,
+    members,
     peers,
     origins: (of.network?.received ?? []).map(({ host, now }) => ({
       ...{ host, delivery: now.delivery },
@@ -80,7 +85,7 @@ export function judgeCluster(facts: ClusterFacts): DoctorCheck[] {
 
 /** The one check of a host that is in a cluster and can't speak to it. */
 export function notThere(error: unknown): DoctorCheck {
-  const mend = 'see agent.log in the state folder: it says whom this host waits for';
+  const mend = 'start the hosts that it waits for; agent.log in the state folder says more';
   return { name: 'cluster', status: 'fail', message: wordsOf(error), mend };
 }
 
@@ -102,15 +107,42 @@ function judgeCertificate({ certificate, nowMs }: ClusterFacts): DoctorCheck {
   return { name, status: 'warn', message, mend };
 }
 
-function judgeStore({ storeError, peers }: ClusterFacts): DoctorCheck {
-  if (storeError === undefined) {
-    const message = `etcd answers, with its majority; it has ${peers.length + 1} hosts`;
-    return { name: 'store', status: 'ok', message };
+function judgeStore({ storeError, members, peers }: ClusterFacts): DoctorCheck {
+  const name = 'store';
+  const silent = namesOf(members.filter(({ isThere }) => !isThere));
+  const of = `${members.length} ${members.length === 1 ? 'member' : 'members'}`;
+  const all = `etcd has ${of} (${namesOf(members)})`;
+  const said = silent && `, of which ${silent} ${silent.includes(',') ? 'do' : 'does'} not answer`;
+  if (storeError !== undefined) {
+    const message = members.length === 0 ? storeError : `${storeError}; ${all}${said}`;
+    const mend =
+      `start ${silent || 'the hosts that have members'} (\`etcd/etcd.log\` in the state folder says ` +
+      'more), and let TCP to ports 7412 and 7413 through';
+    return { name, status: 'fail', message, mend };
   }
-  const mend =
-    'start the hosts that have members of it (`etcd/etcd.log` in their state folders says more), ' +
-    'and let TCP to ports 7412 and 7413 through';
-  return { name: 'store', status: 'fail', message: storeError, mend };
+  if (silent !== '') {
+    const mend =
+      `\`sf up\` on it; if it will not come back, \`sf host rm ${silent}\`, and another host with ` +
+      'etcd takes its place';
+    return { name, status: 'warn', message: `${all}${said}`, mend };
+  }
+  const message = `${all}, and all answer`;
+  const hosts = peers.length + 1;
+  const isAsGoodAsCan = members.length === 1 && hosts < MEMBERS_WANTED;
+  if (members.length >= MEMBERS_WANTED || isAsGoodAsCan) return { name, status: 'ok', message };
+  const lacking = MEMBERS_WANTED - members.length;
+  return {
+    name,
+    status: 'warn',
+    message: `${message}: without ${members.length === 1 ? 'it' : 'either'} there are no new tickets`,
+    mend:
+      `\`apt-get install etcd-server\` on ${lacking} other ${lacking === 1 ? 'host' : 'hosts'}: with ` +
+      `three members any one may go (\`storeMember\` in settings.json must not be false there)`,
+  };
+}
+
+function namesOf(members: ClusterFacts['members']): string {
+  return members.map(({ name }) => name).join(', ');
 }
 
 function judgePeer({ name: host, answer }: PeerFacts, { version }: ClusterFacts): DoctorCheck {

@@ -35,6 +35,11 @@ export class HostLease {
     this.#kept = this.#keep();
   }
 
+  /** Of now: another one after it was lost. */
+  get id(): string {
+    return this.#id;
+  }
+
   /** All that hangs on it vanishes at once. */
   async close(): Promise<void> {
     this.#ending.abort();
@@ -54,9 +59,13 @@ export class HostLease {
     let pauseMs = timeoutMs / 3;
     while (await this.#pause(pauseMs)) {
       try {
-        if (isLost) this.#id = await takeOne(this.#options);
-        else isLost = (await link.renew(this.#id)) === 0;
-        if (isLost) log.warn('the cluster store took this host for lost');
+        if (isLost) {
+          this.#id = await takeOne(this.#options);
+          isLost = false;
+        } else {
+          isLost = (await link.renew(this.#id)) === 0;
+          if (isLost) log.warn('the cluster store took this host for lost');
+        }
         pauseMs = isLost ? 0 : timeoutMs / 3;
       } catch (error) {
         log.warn({ err: error }, 'the cluster store does not hear this host');

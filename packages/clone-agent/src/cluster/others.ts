@@ -13,10 +13,10 @@ import type { ServedLayers, ServingHost } from '../store/describe.js';
 import type { ProcessJournal } from '../store/processes.js';
 import { linkSpeed } from '../system/link-speed.js';
 import type { Others } from '../vms/families.js';
-import { type Placed, type PlacingRequest, placeHere } from '../vms/placing.js';
+import type { Placed, PlacingRequest } from '../vms/placing.js';
 import { commitBytes, type Room } from '../vms/room.js';
 import type { Cluster } from './cluster.js';
-import type { FamilyRequest } from './cluster-store.js';
+import { type FamilyCounts, type FamilyRequest, NOTHING } from './family-record.js';
 
 export interface OtherHostsContext {
   readonly cluster: Cluster;
@@ -107,45 +107,32 @@ export class OtherHosts implements Others {
   }
 
   readonly place = async (request: PlacingRequest, room: Room): Promise<Placed> => {
-    const { name } = this.#context.cluster;
-    if (name === undefined) return await placeHere(request, room);
-    const { ticket, asked, machine, extraBytes, placing } = request;
-    const here = room.reserve(asked, machine, extraBytes);
+    const { asked, machine, extraBytes, ...of } = request;
+    const own = room.reserve(asked, machine, extraBytes);
+    const bytesEach = commitBytes(machine);
     try {
-      const { granted, reason } = await this.#context.cluster.store.reserve({
-        ...{ ticket, asked, placing },
-        bytesEach: commitBytes(machine),
-        ...{ here: name, hereSlots: here.granted },
-      });
-      const own = granted.find(({ host }) => host === name)?.slots ?? 0;
-      here.release(here.granted - own);
-      const elsewhere = granted.filter(({ host }) => host !== name);
-      return {
-        granted: own,
-        ...(reason === undefined ? {} : { reason }),
-        release: here.release,
-        elsewhere,
-        releaseElsewhere: () => this.#release(ticket, elsewhere),
-      };
+      const reserving = { ...of, asked, bytesEach, hereSlots: own.granted };
+      const { here, elsewhere, reason } = await this.#context.cluster.store.reserve(reserving);
+      own.release(own.granted - here);
+      const total = elsewhere.reduce((sum, { slots }) => sum + slots, here);
+      const why = reason ?? (total < asked ? own.reason : undefined);
+      const granted = { granted: here, ...(why === undefined ? {} : { reason: why }) };
+      return { ...granted, release: own.release, elsewhere, bytesEach };
     } catch (error) {
-      here.release(here.granted);
+      own.release(own.granted);
       throw error;
     }
   };
 
-  /** @returns as many of `asked` as the family may have in the cluster. */
-  async takeOfFamily(of: Omit<FamilyRequest, 'here'>): Promise<number> {
-    const { cluster } = this.#context;
-    const { name } = cluster;
-    return name === undefined ? of.asked : await cluster.store.takeOfFamily({ ...of, here: name });
+  async takeOfFamily(request: FamilyRequest): Promise<void> {
+    await this.#context.cluster.store.takeOfFamily(request);
   }
 
-  #release(ticket: string, elsewhere: Placed['elsewhere']): void {
-    for (const { host } of elsewhere) {
-      this.#context.cluster.store.release(ticket, host).catch((error: unknown) => {
-        this.#context.log.warn({ ticket, host, err: error }, 'room is kept until it runs out');
-      });
-    }
+  heardOf(family: string): { here: FamilyCounts; elsewhere: FamilyCounts } {
+    const { cluster } = this.#context;
+    // Before the others can be spoken to, nothing was heard of them.
+    if (cluster.name !== undefined && !cluster.isOpen) return { here: NOTHING, elsewhere: NOTHING };
+    return cluster.store.heardOf(family);
   }
 
   #server(): Promise<MemoryServerKeeper> {

@@ -12,8 +12,13 @@ export const peerMethods = {
   ...cloneMethods,
   ping: {
     params: z.strictObject({}),
-    /** `nowMs`: by its clock, since the epoch. */
-    result: z.object({ version: z.string(), nowMs: z.number() }),
+    result: z.object({
+      version: z.string(),
+      /** By its clock, since the epoch. */
+      nowMs: z.number(),
+      /** It runs no member of the store, and could. */
+      canStore: z.boolean().optional(),
+    }),
   },
   /** Another certificate for the asking host, of a host that can sign. */
   renew: {

@@ -11,6 +11,7 @@ import type { ClusterService } from '../api/service.js';
 import { hostOfPath } from './api-tunnel.js';
 import type { Cluster } from './cluster.js';
 import { PEER_PORT_DEFAULT } from './cluster-file.js';
+import type { HostRecord } from './cluster-store.js';
 import { TOKEN_LIFETIME_MS } from './token.js';
 
 export function clusterService(cluster: Cluster): ClusterService {
@@ -31,7 +32,7 @@ export function clusterService(cluster: Cluster): ClusterService {
     newToken: (ttlMs = TOKEN_LIFETIME_MS): JoinToken => {
       return { ...cluster.newToken(ttlMs), expiresAt: Date.now() + ttlMs };
     },
-    hosts: () => cluster.hosts().map(present),
+    hosts: () => cluster.hosts().map((host) => present(host, cluster.hasStoreMember(host.name))),
     removeHost: (name) => cluster.remove(name),
     drainHost: (name, signal) => cluster.drain(name, signal),
     otherHost: (path) => {
@@ -50,8 +51,8 @@ function selfOf({ host, address, port }: Omit<ClusterInitRequest, 'name'>): {
   return { name: host, address, port: port ?? PEER_PORT_DEFAULT };
 }
 
-function present(host: ReturnType<Cluster['hosts']>[number]): ClusterHost {
+function present(host: HostRecord, storeMember: boolean): ClusterHost {
   const { name, address, port, version, startedAt, draining, room } = host;
   const state = draining ? 'draining' : 'up';
-  return { name, address, port, version, startedAt, state, ...room };
+  return { name, address, port, version, startedAt, state, ...room, storeMember };
 }

@@ -11,7 +11,7 @@ import type { VmRecord } from '../store/journal.js';
 import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
 import { connectClone, ENTROPY_BYTES } from './start-clone.js';
 import { KILLED_BY_TICKET, type Ticket } from './tickets.js';
-import { type RawEnd, Vm } from './vm.js';
+import { type RawEnd, Vm, type VmEnds } from './vm.js';
 
 const NOT_HANDED_OUT = 'the agent died while it was being started';
 const ENDED_ALONE = 'it ended while no agent ran';
@@ -23,7 +23,7 @@ export interface AdoptionContext {
   adoptQemu(process: VmRecord['qemu'], snapshot: Snapshot): Promise<QemuProcess>;
   handlersFor(vm: Vm): ChannelHandlers;
   readonly guestTimeoutMs: number;
-  ended(vm: Vm): void;
+  readonly ends: VmEnds;
   save(vm: Vm): void;
   /** The ticket that a clone fills a slot of, if it is still known. */
   ticketOf(record: VmRecord): Ticket | undefined;
@@ -51,7 +51,7 @@ async function takeOver(record: VmRecord, base: Snapshot, context: AdoptionConte
     await qemu.kill();
     throw error;
   }
-  const vm = Vm.adopt(record, base, qemu, context.ended);
+  const vm = Vm.adopt(record, base, qemu, context.ends);
   const newest = context.store.find(record.newest);
   if (newest !== undefined && newest !== base) {
     vm.newest = newest;

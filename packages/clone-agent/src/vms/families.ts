@@ -19,7 +19,9 @@ import {
 import type { Logger } from 'pino';
 import { z } from 'zod';
 import type { StartedClone } from '../cluster/clone-methods.js';
-import type { FamilyCounts } from '../cluster/cluster-store.js';
+import type { Holdings, HostReservation } from '../cluster/cluster-store.js';
+import type { FamilyCounts, FamilyRequest } from '../cluster/family-record.js';
+import { mappedPagesOf, type PageRuns } from '../freeze/process-memory.js';
 import { type ChannelHandlers, encodeResponse, type PendingRequest } from '../guest/channel.js';
 import type { QemuProcess } from '../hypervisor/qemu.js';
 import type { Settings } from '../settings.js';
@@ -28,12 +30,12 @@ import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
 import { type AdoptionContext, adoptVm } from './adopt-vms.js';
 import { type Freezing, freezeVm, frozenObjects } from './freeze-vm.js';
 import { inExcess, Limits } from './limits.js';
-import { type Place, type Placing, placeHere } from './placing.js';
+import type { Place, Placing } from './placing.js';
 import { type Peering, RemoteClones, type TicketPart } from './remote-clones.js';
 import { Room } from './room.js';
 import { connectClone, runClone } from './start-clone.js';
 import { KILLED_BY_TICKET, type Ticket, Tickets } from './tickets.js';
-import { type Descent, describeEnd, Vm } from './vm.js';
+import { type Descent, Vm, type VmEnds, whyEnded } from './vm.js';
 import { readVmStats } from './vm-stats.js';
 
 /** VMs that ended and are still listed. */
@@ -55,21 +57,20 @@ export interface FamiliesContext {
   /** Keeps background work off the processors; returns the end of that. */
   quiet(): () => void;
   changed(kind: 'vm' | 'ticket', id: string): void;
-  /** The other hosts of the cluster; without it there are none. */
-  readonly others?: Others;
+  /** The other hosts of its cluster, if it is in one, and what is kept with them. */
+  readonly others: Others;
+  /** This host's name in its cluster. */
+  hostName(): string | undefined;
 }
 
-/** What clones on other hosts need of the agent. */
+/** What clones on other hosts need of the agent, and tickets and families of the store. */
 export interface Others extends Peering {
-  /** Room on this host and on others, for the clones of one ticket. */
+  /** Room on this host and on others, for the clones of one ticket, and what its family takes. */
   readonly place: Place;
-  /** How many of `asked` VMs a family may have more, of at most `max` on all hosts together. */
-  takeOfFamily(of: {
-    readonly family: string;
-    readonly counted: number;
-    readonly asked: number;
-    readonly max: number;
-  }): Promise<number>;
+  /** What needs no room. @throws SnowforkError SF_LIMIT, SF_CLUSTER_UNAVAILABLE. */
+  takeOfFamily(request: FamilyRequest): Promise<void>;
+  /** What this host has told of a family, and what the others have: as last heard. */
+  heardOf(family: string): { readonly here: FamilyCounts; readonly elsewhere: FamilyCounts };
 }
 
 export interface Adoption {
@@ -89,8 +90,12 @@ export class Families {
   readonly room: Room;
   readonly limits: Limits;
   readonly #context: FamiliesContext;
-  readonly remote: RemoteClones | undefined;
+  readonly remote: RemoteClones;
   readonly #vms = new Map<string, Vm>();
+  readonly #ends: VmEnds = {
+    ending: (vm) => this.remote.ending(vm),
+    ended: (vm) => this.#ended(vm),
+  };
   #calls = 0;
   /** By family: its last request for a ticket. */
   readonly #turns = new Map<string, Promise<void>>();
@@ -99,7 +104,7 @@ export class Families {
     this.#context = context;
     this.tickets = new Tickets(context.journal);
     this.room = new Room(context.settings, () => this.running());
-    const { settings, store } = context;
+    const { settings, store, others } = context;
     this.limits = new Limits({
       settings,
       vms: () => this.#vms.values(),
@@ -107,22 +112,24 @@ export class Families {
       forgetTicket: (ticket) => this.tickets.forget(ticket),
       snapshots: () => store.all(),
       layerPath: (layer) => store.layerPath(layer),
+      hostName: () => context.hostName(),
+      isMember: (host) => others.isMember(host),
+      heardOf: (family) => others.heardOf(family),
       now: Date.now,
     });
     this.limits.watch();
-    const { others } = context;
-    this.remote =
-      others &&
-      new RemoteClones({
-        peering: others,
-        originTimeoutMs: context.settings.originTimeoutMs,
-        store,
-        tickets: this.tickets,
-        log: context.log,
-        startPart: (part, signal) => this.#startPart(part, signal),
-        killTicket: (ticket) => this.killTicket(ticket),
-        settled: (ticket, cloneId, how) => this.#settledElsewhere(ticket, cloneId, how),
-      });
+    this.remote = new RemoteClones({
+      peering: others,
+      originTimeoutMs: settings.originTimeoutMs,
+      store,
+      tickets: this.tickets,
+      log: context.log,
+      startPart: (part, signal) => this.#startPart(part, signal),
+      killTicket: (ticket) => this.killTicket(ticket),
+      settled: (ticket, cloneId, how) => this.#settledElsewhere(ticket, cloneId, how),
+      baseOf: (vm) => this.#vms.get(vm)?.base,
+      mappedOf: (snapshot) => this.#mappedOf(snapshot),
+    });
   }
 
   *running(): Iterable<Vm> {
@@ -165,7 +172,7 @@ export class Families {
     }
     this.tickets.settleAfter(vms);
     for (const ticket of this.tickets.all()) {
-      for (const { cloneId } of ticket.slots) void this.remote?.tellHome(ticket, cloneId);
+      for (const { cloneId } of ticket.slots) void this.remote.tellHome(ticket, cloneId);
     }
     this.#context.store.collectAll();
     this.#forgetOldest();
@@ -184,7 +191,7 @@ export class Families {
       adoptQemu,
       handlersFor: (vm) => this.#handlersFor(vm),
       guestTimeoutMs: this.#context.settings.guestTimeoutMs,
-      ended: (vm) => this.#ended(vm),
+      ends: this.#ends,
       save: (vm) => this.#save(vm),
       ticketOf: ({ descent }) => this.tickets.find(descent.ticket ?? ''),
     };
@@ -216,7 +223,8 @@ export class Families {
     caller: Caller | undefined = undefined,
     placing: Placing = {},
   ): Promise<ForkResult> {
-    const ticket = await this.requestTicket(vm, clones, caller !== undefined, placing);
+    const asked = caller === undefined ? undefined : 'fork';
+    const ticket = await this.requestTicket(vm, clones, asked, placing);
     try {
       return await this.#forkByTicket(vm, ticket, caller, signal);
     } catch (error) {
@@ -233,7 +241,9 @@ export class Families {
   ): Promise<CheckpointResult> {
     vm.guest();
     return await vm.inTurn(async () => {
-      const snapshot = this.#beginSnapshot(vm, true);
+      const begin = () => this.#beginSnapshot(vm, true);
+      const isLimited = caller !== undefined;
+      const snapshot = isLimited ? await this.#taking(vm, 'checkpoint', begin) : begin();
       const answer = (id: number) => ({ checkpoint: snapshot.file.id, id, restored: false });
       const { times } = await this.#freeze(vm, snapshot, caller, answer(0), signal);
       return { snapshot: this.#context.store.info(snapshot), freeze: times };
@@ -271,58 +281,50 @@ export class Families {
 
   /**
    * Room for clones of `vm`; what its guest asks for is limited.
-   * @throws SnowforkError SF_NO_ROOM when there is none at all, SF_LIMIT.
+   * @throws SnowforkError SF_NO_ROOM when there is none at all, SF_LIMIT, SF_CLUSTER_UNAVAILABLE.
    */
   async requestTicket(
     vm: Vm,
     clones: number,
-    byGuest: boolean,
+    byGuest: 'fork' | 'requestTicket' | undefined,
     placing: Placing = {},
   ): Promise<Ticket> {
     vm.guest();
     const { id, family, machine } = vm;
     // What is granted must count before a family asks for more.
     return await this.#inFamilyTurn(family, async () => {
-      const granted = byGuest ? await this.#grant(vm, clones) : { clones };
       // The freeze may store as much as the VM has of its own.
-      const extraBytes = machine.memoryBytes;
-      const wanted = { clones, machine, extraBytes, placing, granted };
-      const ticket = await this.#ticket({ vm: id, family }, wanted);
+      const wanted = { clones, machine, extraBytes: machine.memoryBytes, placing };
+      const ofFamily = byGuest && this.limits.request(vm, byGuest, clones);
+      const limited = { ...wanted, ...(ofFamily === undefined ? {} : { ofFamily }) };
+      const ticket = await this.#ticket({ vm: id, family }, limited);
       this.limits.forgetTickets(family);
       return ticket;
     });
   }
 
-  /** @throws SnowforkError SF_LIMIT, SF_CLUSTER_UNAVAILABLE. */
-  async #grant(vm: Vm, asked: number): Promise<{ clones: number; reason?: string }> {
-    const here = this.limits.grant(vm, asked);
-    const { others, settings } = this.#context;
-    if (others === undefined) return here;
-    const { family } = vm;
-    const counted = this.#countedByFamily().get(family) ?? 0;
-    const of = { family, counted, asked: here.clones, max: settings.familyVmsMax };
-    const clones = await others.takeOfFamily(of);
-    return clones === here.clones ? here : this.limits.granted(vm, { asked, clones });
+  /** `work` is what a share of its family is taken for: it must count before the family asks again. */
+  async #taking<T>(vm: Vm, method: GuestMethod, work: () => T): Promise<T> {
+    return await this.#inFamilyTurn(vm.family, async () => {
+      await this.#context.others.takeOfFamily(this.limits.request(vm, method));
+      return work();
+    });
   }
 
-  /** VMs of this host's tickets wherever they run, and such as nobody else counts. */
-  countedHere(): FamilyCounts {
-    return { counts: this.#countedByFamily(), unsettled: new Set(this.#turns.keys()) };
+  /** What the store is told of this host. */
+  holdings(): Holdings {
+    const here = this.#context.hostName();
+    const own = here === undefined ? [] : [...this.tickets.all()];
+    return {
+      families: this.limits.countedByFamily(),
+      unsettled: new Set(this.#turns.keys()),
+      tickets: own.flatMap((ticket) => ticket.stored(here!) ?? []),
+    };
   }
 
-  #countedByFamily(): Map<string, number> {
-    const counts = new Map<string, number>();
-    const add = (family: string, vms: number) =>
-      counts.set(family, (counts.get(family) ?? 0) + vms);
-    const isMember = (host: string) => this.#context.others?.isMember(host) === true;
-    for (const { family, home, slots } of this.tickets.all()) {
-      // Of a ticket of another host, that one counts them, as long as it is there.
-      if (family === undefined || (home !== undefined && isMember(home))) continue;
-      add(family, slots.filter(({ status }) => status === 'running').length);
-    }
-    // One that was launched.
-    for (const { family, cloneId } of this.running()) if (cloneId === 0) add(family, 1);
-    return counts;
+  /** What tickets of other hosts have of this one; those that have a part here have used it. */
+  reserved(reservations: readonly HostReservation[]): void {
+    this.room.promise(reservations.filter(({ ticket }) => this.tickets.find(ticket) === undefined));
   }
 
   #inFamilyTurn<T>(family: string, work: () => Promise<T>): Promise<T> {
@@ -356,7 +358,7 @@ export class Families {
       const vm = slot.vm === undefined ? undefined : this.#vms.get(slot.vm);
       vm?.finish(KILLED_BY_TICKET);
     }
-    this.remote?.kill(ticket);
+    this.remote.kill(ticket);
   }
 
   /**
@@ -377,7 +379,7 @@ export class Families {
     vm.assertAlive();
     const { store } = this.#context;
     const snapshots = new Set([vm.base, vm.newest].flatMap((of) => store.ownersOf(of)));
-    return (await this.remote?.detach(snapshots, signal)) ?? { pages: 0 };
+    return await this.remote.detach(snapshots, signal);
   }
 
   /** So that the next agent finds it as it is. */
@@ -392,14 +394,13 @@ export class Families {
       machine: Machine;
       extraBytes: number;
       placing: Placing;
-      granted?: { clones: number; reason?: string };
+      ofFamily?: FamilyRequest;
     },
   ): Promise<Ticket> {
-    const { clones, machine, extraBytes, placing, granted = { clones } } = wanted;
+    const { clones, ...of } = wanted;
     const id = this.#context.journal.newId('ticket');
-    const place = this.#context.others?.place ?? placeHere;
-    const of = { ticket: id, asked: granted.clones, machine, extraBytes, placing };
-    const placed = { ...granted, ...(await place(of, this.room)) };
+    const request = { ...whose, ...of, ticket: id, asked: clones };
+    const placed = await this.#context.others.place(request, this.room);
     if (placed.granted === 0 && placed.elsewhere.length === 0) {
       throw new SnowforkError('SF_NO_ROOM', placed.reason ?? 'no room', { details: { clones } });
     }
@@ -473,6 +474,7 @@ export class Families {
       parentAnswer,
       signal,
       leaveOutFreePages: this.#context.settings.leaveOutFreePages,
+      trackWrites: this.#context.settings.trackWrites,
       availableBytes: () =>
         this.room.measure().availableBytes - this.#context.settings.reservedBytes,
     });
@@ -509,7 +511,7 @@ export class Families {
       () => true,
       () => false,
     );
-    const standings = this.#standings(ticket, descent);
+    const standings = this.limits.standings(descent.standing, ticket);
     const endQuiet = this.#context.quiet();
     const of = { descent, standing: standings(0), frozen, signal };
     const elsewhere = this.#startElsewhere(snapshot, ticket, of);
@@ -535,22 +537,13 @@ export class Families {
     return settled;
   }
 
-  #standings(ticket: Ticket, { standing }: Descent): (cloneId: number) => Standing {
-    if (ticket.home === undefined || standing === undefined) {
-      return this.limits.standings(standing, ticket);
-    }
-    // Home has counted.
-    const { generation, ordinal, since } = standing;
-    return (cloneId) => ({ generation, ordinal: ordinal + cloneId, since });
-  }
-
   /** The slots of a ticket that other hosts fill, once there is something to clone. */
   async #startElsewhere(
     snapshot: Snapshot,
     ticket: Ticket,
     of: { descent: Descent; standing: Standing; frozen: Promise<unknown>; signal: AbortSignal },
   ): Promise<StartedClone[]> {
-    if (this.remote === undefined || ticket.slotsElsewhere.size === 0) return [];
+    if (ticket.slotsElsewhere.size === 0) return [];
     try {
       await of.frozen;
     } catch {
@@ -594,7 +587,7 @@ export class Families {
 
   #watchPart(ticket: Ticket): void {
     if (ticket.home === undefined) return;
-    ticket.onSettled = (cloneId) => void this.remote?.tellHome(ticket, cloneId);
+    ticket.onSettled = (cloneId) => void this.remote.tellHome(ticket, cloneId);
   }
 
   #settledElsewhere(
@@ -622,7 +615,7 @@ export class Families {
     const { guestTimeoutMs } = this.#context.settings;
     const { qemu, warm } = await this.#context.takeQemu(snapshot);
     const startedMs = performance.now() - calledAt;
-    const vm = new Vm(id, descent, snapshot, qemu, (ended) => this.#ended(ended));
+    const vm = new Vm(id, descent, snapshot, qemu, this.#ends);
     try {
       await Promise.all([frozen, connectClone(vm, this.#handlersFor(vm), guestTimeoutMs)]);
     } catch (error) {
@@ -662,16 +655,29 @@ export class Families {
     };
   }
 
+  #mappedOf(snapshot: Snapshot): PageRuns | undefined {
+    const path = this.#context.store.ramPath(snapshot);
+    for (const vm of this.running()) {
+      if (vm.base !== snapshot) continue;
+      try {
+        return mappedPagesOf({ pid: vm.qemu.pid, path });
+      } catch {
+        // It ended by itself; another one may be there.
+      }
+    }
+    return undefined;
+  }
+
   #ended(vm: Vm): void {
     const { store, log, changed } = this.#context;
     const { ticket, cloneId } = vm.descent;
-    log.info({ vm: vm.id, end: describeEnd(vm.end!) }, 'VM ended');
+    log.info({ vm: vm.id, how: vm.end!.how, why: whyEnded(vm.end!) }, 'VM ended');
     const joined = this.tickets.find(ticket ?? '');
     if (joined !== undefined && cloneId !== undefined && this.#vms.has(vm.id)) {
       const how =
         vm.end!.how === 'exited'
           ? this.limits.result(vm, joined, vm.end!.value)
-          : { reason: describeEnd(vm.end!) };
+          : { reason: whyEnded(vm.end!) };
       joined.settle(cloneId, how);
       changed('ticket', joined.id);
     }
@@ -724,13 +730,9 @@ export class Families {
         return;
       }
       case 'clone': {
-        const { ticket, detached = false } = parse('clone', params);
-        await this.#forkByTicket(
-          vm,
-          this.tickets.get(ticket, vm.id),
-          { request, detached },
-          signal,
-        );
+        const { ticket: id, detached = false } = parse('clone', params);
+        const ticket = await this.#taking(vm, 'clone', () => this.tickets.get(id, vm.id));
+        await this.#forkByTicket(vm, ticket, { request, detached }, signal);
         return;
       }
       case 'checkpoint': {
@@ -738,8 +740,11 @@ export class Families {
         await this.checkpoint(vm, { request, detached }, signal);
         return;
       }
-      case 'createClones':
-        return answer(this.#createClonesFor(vm, parse('createClones', params), signal));
+      case 'createClones': {
+        const parsed = parse('createClones', params);
+        const begin = () => this.#createClonesFor(vm, parsed, signal);
+        return answer(await this.#taking(vm, 'createClones', begin));
+      }
       case 'exit':
         await this.#exit(vm, Buffer.from(parse('exit', params).value));
         return;
@@ -768,7 +773,7 @@ export class Families {
 
   async #ticketFor(vm: Vm, params: GuestParams<'requestTicket'>): Promise<TicketInfo> {
     const { clones, ...placing } = params;
-    return (await this.requestTicket(vm, clones, true, placing)).info();
+    return (await this.requestTicket(vm, clones, 'requestTicket', placing)).info();
   }
 
   /** The first value counts: what comes while the VM is being measured is not heard. */
@@ -779,7 +784,7 @@ export class Families {
     vm.finish({ how: 'exited', value });
   }
 
-  #createClonesFor(vm: Vm, params: GuestParams<'createClones'>, signal: AbortSignal): unknown {
+  #createClonesFor(vm: Vm, params: GuestParams<'createClones'>, signal: AbortSignal): TicketInfo {
     const snapshot = this.#context.store.get(params.checkpoint);
     if (!snapshot.file.kept || snapshot.file.family?.id !== vm.family) {
       throw new SnowforkError(

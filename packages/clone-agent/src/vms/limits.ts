@@ -1,13 +1,15 @@
-// What the guests of one family may take of the host: how many VMs and clones, how deep, how often,
-// how much of its memory, for how long. A guest only asks; here it is refused. What the host's owner
-// asks for through the API is not limited by this, but counts; the lifetimes hold for every VM. All
-// is counted from the VMs, tickets and snapshots that there are, so that it outlives the agent; only
-// the rate of forks is forgotten with it. Called by `families.ts`.
+// What the guests of one family may take: how many VMs and clones, how deep, how often, how much
+// memory, for how long. A guest only asks. Here it is counted what this host has of each family, from
+// the VMs, tickets and snapshots that there are, so that it outlives the agent; what a family may have
+// more on all hosts together the store decides by that (`cluster/family-record.ts`). What hangs on one
+// VM alone (generations, lifetimes) is refused here. What the host's owner asks for through the API is
+// not limited, but counts; the lifetimes hold for every VM. Called by `families.ts`.
 
 import fs from 'node:fs';
 import { type GuestMethod, SnowforkError } from '@snowfork/sdk/api';
+import { type FamilyCounts, type FamilyRequest, NOTHING, sumOf } from '../cluster/family-record.js';
 import type { Settings } from '../settings.js';
-import type { Standing } from '../store/journal.js';
+import { hostOf, type Standing } from '../store/journal.js';
 import type { Snapshot } from '../store/snapshots.js';
 import { anonymousBytes } from './room.js';
 import type { Ticket } from './tickets.js';
@@ -23,7 +25,8 @@ export interface Member {
   readonly id: string;
   readonly family: string;
   readonly pid: number | undefined;
-  readonly descent: { readonly standing?: Standing };
+  readonly cloneId: number;
+  readonly descent: { readonly standing?: Standing; readonly ticket?: string };
   readonly startedAt: number;
   readonly end: RawEnd | undefined;
   finish(end: RawEnd): void;
@@ -37,6 +40,11 @@ export interface LimitsContext {
   forgetTicket(ticket: Ticket): void;
   snapshots(): Iterable<Snapshot>;
   layerPath(layer: string): string;
+  /** This host's name in its cluster. */
+  hostName(): string | undefined;
+  isMember(host: string): boolean;
+  /** What the store has of a family, as last heard. */
+  heardOf(family: string): { readonly here: FamilyCounts; readonly elsewhere: FamilyCounts };
   /** Milliseconds since the epoch. */
   now(): number;
 }
@@ -51,15 +59,9 @@ const FORKING: ReadonlySet<GuestMethod> = new Set<GuestMethod>([
 ]);
 const FREEZING: ReadonlySet<GuestMethod> = new Set<GuestMethod>(['clone', 'fork', 'checkpoint']);
 
-interface Bucket {
-  forks: number;
-  filledAt: number;
-}
-
 export class Limits {
   readonly #context: LimitsContext;
   readonly #settings: Settings;
-  readonly #buckets = new Map<string, Bucket>();
 
   constructor(context: LimitsContext) {
     this.#context = context;
@@ -86,51 +88,45 @@ export class Limits {
     if (!FORKING.has(method)) return;
     const outlived = this.#outlived(vm);
     if (outlived !== undefined) throw new SnowforkError('SF_LIMIT', outlived);
-    this.#takeFork(vm.family);
     if (method !== 'checkpoint') this.assertDepth(vm.descent.standing);
-    if (FREEZING.has(method)) this.#assertLayers(vm.family);
-    if (method === 'checkpoint') this.#assertCheckpoints(vm.family);
   }
 
-  /** How many of the clones that a guest asks for its family may have. @throws SnowforkError SF_LIMIT. */
-  grant(vm: Member, asked: number): { clones: number; reason?: string } {
-    const { familyVmsMax, familyClonesMax } = this.#settings;
-    const { running, promised, clonesEver } = this.#count(vm.family);
-    const byRunning = familyVmsMax - running - promised;
-    const byTotal = familyClonesMax - clonesEver - promised;
-    const clones = Math.min(asked, Math.max(0, Math.min(byRunning, byTotal)));
-    if (clones === asked) return { clones };
-    if (byRunning <= byTotal) return this.granted(vm, { asked, clones });
-    const reason = `the family of ${vm.id} may make ${familyClonesMax} clones (setting familyClonesMax)`;
-    if (clones > 0) return { clones, reason };
-    throw new SnowforkError('SF_LIMIT', reason, { details: { asked } });
+  /** What the store is asked for it: each of the requests that fork asks once. */
+  request({ family }: Pick<Member, 'family'>, method: GuestMethod, clones = 0): FamilyRequest {
+    return {
+      ...{ family, clones, limits: this.#settings, askedAt: this.#context.now() },
+      checkpoints: method === 'checkpoint' ? 1 : 0,
+      freezes: FREEZING.has(method),
+      counted: () => this.counted(family),
+    };
   }
 
-  /** Fewer than were asked for, as the family has too many VMs. @throws SnowforkError SF_LIMIT. */
-  granted(
-    vm: Pick<Member, 'id'>,
-    { asked, clones }: { asked: number; clones: number },
-  ): { clones: number; reason: string } {
-    const most = `${this.#settings.familyVmsMax} VMs at a time (setting familyVmsMax)`;
-    const reason = `the family of ${vm.id} may have ${most}`;
-    if (clones > 0) return { clones, reason };
-    throw new SnowforkError('SF_LIMIT', reason, { details: { asked } });
+  /** What this host has of a family. */
+  counted(family: string): FamilyCounts {
+    return this.#count(family).get(family) ?? NOTHING;
+  }
+
+  /** What it has of each. */
+  countedByFamily(): ReadonlyMap<string, FamilyCounts> {
+    return this.#count();
   }
 
   /** For the clones of a ticket, by their id; `origin` is what they are cloned from. */
   standings(origin: Standing | undefined, ticket: Ticket): (cloneId: number) => Standing {
-    const { family } = ticket;
+    const { family, home, slots } = ticket;
+    if (home !== undefined && origin !== undefined) {
+      // Home has counted.
+      return (cloneId) => ({ ...origin, ordinal: origin.ordinal + cloneId });
+    }
     if (origin === undefined || family === undefined) {
       const first = { generation: 0, ordinal: 0, since: this.#context.now() };
       return () => first;
     }
-    const { clonesEver } = this.#count(family);
-    const onTheirWay = this.#ticketsOf(family)
-      .filter((other) => other.used && other !== ticket)
-      .reduce((sum, { openSlots }) => sum + openSlots, 0);
-    const generation = origin.generation + 1;
+    const { clones } = this.#countVms(family).get(family) ?? NOTHING;
+    ticket.ordinal = clones + slots.length;
     const { since } = origin;
-    return (cloneId) => ({ generation, ordinal: clonesEver + onTheirWay + cloneId, since });
+    const generation = origin.generation + 1;
+    return (cloneId) => ({ generation, ordinal: clones + cloneId, since });
   }
 
   /** What becomes of the value that a clone hands over. */
@@ -141,7 +137,8 @@ export class Limits {
   ): { value: Buffer } | { reason: string } {
     const { familyResultsBytesMax } = this.#settings;
     const finished = this.#ticketsOf(vm.family);
-    let heldBytes = finished.reduce((sum, { valueBytes }) => sum + valueBytes, 0);
+    const elsewhere = this.#context.heardOf(vm.family).elsewhere.resultsBytes;
+    let heldBytes = finished.reduce((sum, { valueBytes }) => sum + valueBytes, elsewhere);
     for (const old of finished) {
       if (heldBytes + value.length <= familyResultsBytesMax) break;
       if (old === ticket || !old.isJoined) continue;
@@ -188,84 +185,86 @@ export class Limits {
     return undefined;
   }
 
-  /** A token bucket: `familyForksBurst` at once, then `familyForksPerSecond`. */
-  #takeFork(family: string): void {
-    const { familyForksBurst, familyForksPerSecond } = this.#settings;
-    const now = this.#context.now();
-    const bucket = this.#buckets.get(family) ?? { forks: familyForksBurst, filledAt: now };
-    const earned = (Math.max(0, now - bucket.filledAt) / 1000) * familyForksPerSecond;
-    bucket.forks = Math.min(familyForksBurst, bucket.forks + earned);
-    bucket.filledAt = now;
-    this.#buckets.set(family, bucket);
-    if (this.#buckets.size > BUCKETS_MAX) this.#dropFullBuckets();
-    if (bucket.forks < 1) {
-      const retryAfterMs = Math.ceil(((1 - bucket.forks) / familyForksPerSecond) * 1000);
-      const most = `${familyForksPerSecond} forks a second (setting familyForksPerSecond)`;
-      const message = `a family may make ${most}: ask again in ${retryAfterMs} ms`;
-      throw new SnowforkError('SF_LIMIT', message, { details: { retryAfterMs } });
+  /** Of all families, or of one. */
+  #count(only?: string): Map<string, FamilyCounts> {
+    const families = this.#countVms(only);
+    const snapshots = new Map<string, Snapshot[]>();
+    for (const snapshot of this.#context.snapshots()) {
+      const family = snapshot.file.family?.id;
+      if (family === undefined || family !== (only ?? family)) continue;
+      const others = snapshots.get(family);
+      if (others === undefined) snapshots.set(family, [snapshot]);
+      else others.push(snapshot);
     }
-    bucket.forks--;
+    for (const [family, of] of snapshots) this.#add(families, family, this.#ofSnapshots(of));
+    return families;
   }
 
-  /** A bucket that is full again is as good as none. */
-  #dropFullBuckets(): void {
-    const { familyForksBurst, familyForksPerSecond } = this.#settings;
-    const now = this.#context.now();
-    for (const [family, { forks, filledAt }] of this.#buckets) {
-      const earned = ((now - filledAt) / 1000) * familyForksPerSecond;
-      if (forks + earned >= familyForksBurst) this.#buckets.delete(family);
+  /** The same without what lies in snapshots, for which files are looked at. */
+  #countVms(only?: string): Map<string, FamilyCounts> {
+    const families = new Map<string, FamilyCounts>();
+    for (const vm of this.#context.vms()) {
+      if (vm.family === (only ?? vm.family)) this.#add(families, vm.family, this.#ofVm(vm));
     }
+    for (const ticket of this.#context.tickets()) {
+      const { family } = ticket;
+      if (family === undefined || family !== (only ?? family)) continue;
+      this.#add(families, family, this.#ofTicket(ticket));
+    }
+    return families;
   }
 
-  #assertCheckpoints(family: string): void {
-    const { familyCheckpointsMax } = this.#settings;
-    let checkpoints = 0;
-    for (const { file } of this.#snapshotsOf(family)) if (file.kept) checkpoints++;
-    if (checkpoints < familyCheckpointsMax) return;
-    const most = `${familyCheckpointsMax} checkpoints (setting familyCheckpointsMax)`;
-    throw new SnowforkError('SF_LIMIT', `a family may keep ${most}: delete some on the host`);
+  #add(families: Map<string, FamilyCounts>, family: string, of: Partial<FamilyCounts>): void {
+    // What nobody here remembers of its past, the store does.
+    const past = () => ({ ...NOTHING, clones: this.#context.heardOf(family).here.clones });
+    const before = families.get(family) ?? past();
+    const clones = Math.max(before.clones, of.clones ?? 0);
+    families.set(family, { ...sumOf([before, { ...NOTHING, ...of }]), clones });
   }
 
-  /** Freezes that are under way count with all that they may come to. */
-  #assertLayers(family: string): void {
-    const { familyLayersBytesMax } = this.#settings;
-    const members = new Map([...this.#context.vms()].map((vm) => [vm.id, vm]));
+  #ofVm({ cloneId, descent, end }: Member): Partial<FamilyCounts> {
+    // One that was launched is no clone, and its ticket no family's.
+    if (cloneId === 0) return { vms: end === undefined ? 1 : 0 };
+    const { standing, ticket = '' } = descent;
+    const isOwn = [undefined, this.#context.hostName()].includes(hostOf(ticket));
+    return isOwn ? { clones: standing?.ordinal ?? 0 } : {};
+  }
+
+  #ofTicket(ticket: Ticket): Partial<FamilyCounts> {
+    const { home, used, runningSlots, ordinal = 0, valueBytes } = ticket;
+    // Of a ticket of another host, that one counts, as long as it is there.
+    if (home !== undefined && this.#context.isMember(home)) return {};
+    const clones = home === undefined ? ordinal : 0;
+    const slots = used ? { vms: runningSlots } : { promised: runningSlots };
+    return { ...slots, clones, resultsBytes: valueBytes };
+  }
+
+  /** A layer counts where it lies, and once; freezes under way with all that they may come to. */
+  #ofSnapshots(snapshots: readonly Snapshot[]): Partial<FamilyCounts> {
     const layers = new Set<string>();
-    let bytes = 0;
-    for (const { file } of this.#snapshotsOf(family)) {
-      const frozen = file.pending === undefined ? undefined : members.get(file.vm ?? '');
-      if (frozen?.pid !== undefined) bytes += anonymousBytes(frozen.pid);
+    let layersBytes = 0;
+    for (const { file } of snapshots) {
+      const frozen = file.pending === undefined ? undefined : this.#pidOf(file.vm);
+      if (frozen !== undefined) layersBytes += anonymousBytes(frozen);
       for (const object of file.objects) {
         if ('layers' in object) for (const layer of object.layers) layers.add(layer);
       }
-      bytes += file.deviceStateBytes + file.pages.totalPages * MAP_ENTRY_BYTES;
+      layersBytes += file.deviceStateBytes + file.pages.totalPages * MAP_ENTRY_BYTES;
     }
-    for (const layer of layers) bytes += storedBytes(this.#context.layerPath(layer));
-    if (bytes < familyLayersBytesMax) return;
-    const most = `${familyLayersBytesMax} bytes (setting familyLayersBytesMax)`;
-    throw new SnowforkError('SF_LIMIT', `the snapshots of a family may take ${most}`);
+    for (const { file } of snapshots) {
+      for (const origin of file.origins ?? []) for (const id of origin.layers) layers.delete(id);
+    }
+    for (const layer of layers) layersBytes += storedBytes(this.#context.layerPath(layer));
+    return { layersBytes, checkpoints: snapshots.filter(({ file }) => file.kept).length };
   }
 
-  /** `promised`: slots of tickets that no VM fills yet. */
-  #count(family: string): { running: number; promised: number; clonesEver: number } {
-    let running = 0;
-    let clonesEver = 0;
-    for (const vm of this.#context.vms()) {
-      if (vm.family !== family) continue;
-      if (vm.end === undefined) running++;
-      clonesEver = Math.max(clonesEver, vm.descent.standing?.ordinal ?? 0);
-    }
-    let promised = 0;
-    for (const ticket of this.#ticketsOf(family)) promised += ticket.openSlots;
-    return { running, promised, clonesEver };
+  #pidOf(id: string | undefined): number | undefined {
+    for (const vm of this.#context.vms()) if (vm.id === id) return vm.pid;
+    return undefined;
   }
 
   #ticketsOf(family: string): Ticket[] {
     return [...this.#context.tickets()].filter((ticket) => ticket.family === family);
-  }
-
-  #snapshotsOf(family: string): Snapshot[] {
-    return [...this.#context.snapshots()].filter(({ file }) => file.family?.id === family);
   }
 }
 
@@ -292,7 +291,6 @@ export function inExcess<T extends { readonly family: string }>(
   return excess;
 }
 
-const BUCKETS_MAX = 4096;
 /** Of a snapshot's page map. */
 const MAP_ENTRY_BYTES = 2;
 

@@ -12,13 +12,14 @@ import type {
   CloneParams,
   StartedClone,
 } from '../cluster/clone-methods.js';
+import type { PageRuns } from '../freeze/process-memory.js';
 import {
   describeSnapshot,
   type ServedLayers,
   type ServingHost,
   servedHere,
 } from '../store/describe.js';
-import type { Descriptor } from '../store/descriptor.js';
+import { type Descriptor, unpackTouches } from '../store/descriptor.js';
 import type { Standing } from '../store/journal.js';
 import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
 import { NeighbourTrees } from './neighbour-trees.js';
@@ -49,9 +50,9 @@ export interface Peering {
   /** This host as others reach its pages. @throws SnowforkError when it is in no cluster. */
   serving(): Promise<ServingHost>;
   serve(layers: ServedLayers): Promise<void>;
-  /** Pages that clones of the snapshot waited for, in their order. */
+  /** Pages that clones of the snapshot waited for, in their order, and then what was pushed beside them. */
   faults(snapshot: string): Promise<readonly number[]>;
-  /** So did clones on another host. */
+  /** Clones on another host have touched these, of what was pushed to them as well. */
   touched(snapshot: string, pages: readonly number[]): Promise<void>;
   /** More pages of the snapshot are asked for, to stay; returns how many are missing. */
   bringAll(snapshot: string): Promise<number>;
@@ -69,6 +70,10 @@ export interface RemoteClonesContext {
   readonly originTimeoutMs: number;
   startPart(part: TicketPart, signal: AbortSignal): Promise<StartedClone[]>;
   killTicket(ticket: Ticket): void;
+  /** Pages that a clone of the snapshot has mapped which runs here; undefined when none does. */
+  mappedOf(snapshot: Snapshot): PageRuns | undefined;
+  /** What a VM of this host was cloned from. */
+  baseOf(vm: string): Snapshot | undefined;
   settled(ticket: Ticket, cloneId: number, how: { value: Buffer } | { reason: string }): void;
 }
 
@@ -105,7 +110,8 @@ export class RemoteClones {
         return null;
       },
       describe: async ({ snapshot }, host) => {
-        return { descriptor: await this.#describe(context.store.get(snapshot), host) };
+        const describe = await this.#describe(context.store.get(snapshot), [host]);
+        return { descriptor: describe(host) };
       },
       hold: async ({ snapshot }, host) => {
         context.store.lend(context.store.get(snapshot), host);
@@ -114,7 +120,7 @@ export class RemoteClones {
       touched: async ({ snapshot, pages }, host) => {
         const lent = context.store.find(snapshot);
         const isLent = lent?.file.lentTo?.includes(host) ?? false;
-        if (isLent) await context.peering.touched(snapshot, pages);
+        if (isLent) await context.peering.touched(snapshot, unpackTouches(pages));
         return null;
       },
       detachFrom: async ({ host }, _, signal) => await this.detachFrom(host, signal),
@@ -133,10 +139,12 @@ export class RemoteClones {
     ticket: Ticket,
     of: { descent: Descent; standing: Standing; signal: AbortSignal },
   ): Promise<StartedClone[]> {
+    const described = this.#describe(snapshot, [...ticket.slotsElsewhere.keys()]);
     const parts = [...ticket.slotsElsewhere].map(async ([host, slots]) => {
       const cloneIds = slots.map(({ cloneId }) => cloneId);
       try {
-        return await this.#startOn(host, snapshot, ticket, { ...of, cloneIds });
+        const descriptor = (await described)(host);
+        return await this.#startOn(host, descriptor, ticket, { ...of, cloneIds });
       } catch (cause) {
         const error = SnowforkError.from(cause, 'SF_CLONE_FAILED');
         return cloneIds.map((cloneId) => ({ status: 'rejected' as const, cloneId, error }));
@@ -156,12 +164,11 @@ export class RemoteClones {
 
   async #startOn(
     host: string,
-    snapshot: Snapshot,
+    descriptor: Descriptor,
     ticket: Ticket,
     of: { descent: Descent; standing: Standing; cloneIds: number[]; signal: AbortSignal },
   ): Promise<StartedClone[]> {
     const { image, parent, family, launched } = of.descent;
-    const descriptor = await this.#describe(snapshot, host);
     const { clones } = await this.#context.peering.call(
       host,
       'startClones',
@@ -200,7 +207,7 @@ export class RemoteClones {
   async fetch(host: string, snapshot: string): Promise<Snapshot> {
     const { descriptor } = await this.#context.peering.call(host, 'describe', { snapshot });
     const taken = await this.#takeIn(descriptor, host);
-    this.#touches.began(snapshot, { snapshot: taken, descriptor, home: host });
+    this.#touches.began(snapshot, { snapshot: taken, origins: descriptor.origins, home: host });
     return taken;
   }
 
@@ -213,20 +220,35 @@ export class RemoteClones {
       }
     }
     this.#trees.forget(host);
+    store.hostLost(host);
     for (const snapshot of [...store.all()]) store.takeBack(snapshot, host);
   }
 
   /**
-   * After the death of an agent at home: its clones elsewhere are asked for. Those that were on their
-   * way then did not come up.
+   * After the death of an agent. Its clones elsewhere are asked for: those that were on their way then
+   * did not come up. What clones of others touched first here is still to be told.
    */
   async reconcile(): Promise<void> {
     for (const ticket of this.#context.tickets.all()) {
+      if (ticket.home !== undefined) this.#tellTouchesOf(ticket, ticket.home);
       if (ticket.home !== undefined || !ticket.used) continue;
       for (const [host, slots] of ticket.slotsElsewhere) {
         if (slots.some(({ status }) => status === 'running')) void this.#askFor(ticket, host);
       }
     }
+  }
+
+  #tellTouchesOf(ticket: Ticket, home: string): void {
+    const running = ticket.slots.find(({ status, vm }) => status === 'running' && vm !== undefined);
+    const snapshot = running && this.#context.baseOf(running.vm!);
+    if (snapshot === undefined) return;
+    const { origins = [] } = snapshot.file;
+    this.#touches.began(ticket.id, { snapshot, origins, home });
+  }
+
+  /** A VM here is about to end. */
+  ending({ base }: { readonly base: Snapshot }): void {
+    this.#touches.ending(base);
   }
 
   async #askFor(ticket: Ticket, host: string): Promise<void> {
@@ -332,19 +354,22 @@ export class RemoteClones {
     return needed;
   }
 
-  /** From now on the snapshot is served, and kept for the host. */
-  async #describe(snapshot: Snapshot, host: string): Promise<Descriptor> {
+  /** From now on the snapshot is served, and kept for the hosts; resolves to what each is told of it. */
+  async #describe(
+    snapshot: Snapshot,
+    hosts: readonly string[],
+  ): Promise<(host: string) => Descriptor> {
     const { store } = this.#context;
-    for (const owner of store.ownersOf(snapshot)) store.lend(owner, host);
+    for (const owner of store.ownersOf(snapshot)) {
+      for (const host of hosts) store.lend(owner, host);
+    }
     const [serving, faults] = await Promise.all([
       this.#context.peering.serving(),
       this.#context.peering.faults(snapshot.file.id),
     ]);
-    const neighbourOf = (id: string) => this.#trees.parentOf(id, host);
-    const of = { serving, faults, neighbourOf };
-    const { descriptor, served } = describeSnapshot(store, snapshot, of);
-    for (const layers of served) await this.#context.peering.serve(layers);
-    return descriptor;
+    const description = describeSnapshot(store, snapshot, { serving, faults });
+    for (const layers of description.served) await this.#context.peering.serve(layers);
+    return (host) => description.for((id) => this.#trees.parentOf(id, host));
   }
 
   async #takeIn(descriptor: Descriptor, home: string): Promise<Snapshot> {
@@ -370,7 +395,7 @@ export class RemoteClones {
     const { descriptor, ticket, cloneIds, descent, standing } = params;
     const snapshot = await this.#takeIn(descriptor, home);
     const part = { snapshot, home, ticket, cloneIds, descent, standing };
-    this.#touches.began(ticket.id, { snapshot, descriptor, home });
+    this.#touches.began(ticket.id, { snapshot, origins: descriptor.origins, home });
     const clones = await this.#context.startPart(part, signal);
     return {
       clones: clones.map((clone) =>

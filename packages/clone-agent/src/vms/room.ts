@@ -134,10 +134,16 @@ function readMemory(): { totalBytes: number; availableBytes: number } {
 
 /** Anonymous memory of a process; 0 when it has gone. */
 export function anonymousBytes(pid: number): number {
+  return residentBytes(pid).ownBytes;
+}
+
+/** Of a process, by one look at what the kernel counts; zeros when it has gone. */
+export function residentBytes(pid: number): { ownBytes: number; sharedBytes: number } {
   try {
-    const [, resident, shared] = fs.readFileSync(`/proc/${pid}/statm`, 'latin1').split(' ');
-    return Math.max(0, Number(resident) - Number(shared)) * 4096;
+    const statm = fs.readFileSync(`/proc/${pid}/statm`, 'latin1').split(' ').map(Number);
+    const [, resident, shared] = statm as [number, number, number];
+    return { ownBytes: Math.max(0, resident - shared) * 4096, sharedBytes: shared * 4096 };
   } catch {
-    return 0;
+    return { ownBytes: 0, sharedBytes: 0 };
   }
 }

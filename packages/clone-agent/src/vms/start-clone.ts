@@ -61,7 +61,7 @@ export async function runClone(vm: Vm, start: CloneStart): Promise<void> {
     } as const;
     vm.times = { startedMs, loadedMs, resumedMs, answeredMs: 0, warm };
     // Its processors run; until the repair is done the channel lets nobody in.
-    vm.state = 'running';
+    vm.hasStarted();
     await vm.channel!.resume(facts, signal, start.answers);
     vm.times = { ...vm.times, answeredMs: since() };
     vm.assertAlive();

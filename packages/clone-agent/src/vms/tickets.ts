@@ -4,11 +4,13 @@
 // clones are made.
 
 import { type Slot, SnowforkError, type TicketInfo } from '@snowfork/sdk/api';
+import type { StoredTicket } from '../cluster/cluster-store.js';
 import { withResolvers } from '../guest/exec.js';
 import type { Journal, TicketRecord } from '../store/journal.js';
+import { untilAborted } from '../system/until-aborted.js';
 import type { Placed } from './placing.js';
 import { NO_RESERVATION, type Reservation } from './room.js';
-import { describeEnd, type Vm } from './vm.js';
+import { type Vm, whyEnded } from './vm.js';
 
 /** A ticket that nobody used by then gives its room back. */
 export const TICKET_LIFETIME_MS = 10 * 60_000;
@@ -35,7 +37,7 @@ interface SlotState {
 }
 
 /** How clones end that are ended by their ticket. */
-export const KILLED_BY_TICKET = { how: 'killed', reason: 'killed by its ticket' } as const;
+export const KILLED_BY_TICKET = { how: 'killed', reason: 'its ticket was killed' } as const;
 
 export class Ticket {
   readonly id: string;
@@ -45,6 +47,8 @@ export class Ticket {
   readonly family: string | undefined;
   readonly asked: number;
   readonly reservation: Reservation;
+  /** The room of one slot; unknown of a part. */
+  readonly bytesEach: number | undefined;
   readonly slots: SlotState[];
   /** The host whose ticket this is a part of. */
   readonly home: string | undefined;
@@ -53,10 +57,10 @@ export class Ticket {
   used = false;
   /** Its clones are to be ended, also those that are still on their way. */
   killed = false;
+  /** How many clones its family had made on tickets of its home, with its own; once it is used. */
+  ordinal: number | undefined;
   /** A slot has settled; not called for what an agent before this one knew already. */
   onSettled: ((cloneId: number) => void) | undefined;
-  /** What other hosts have reserved for it is not wanted. */
-  releaseElsewhere: () => void = () => {};
   readonly #waiters = new Set<() => void>();
   readonly #journal: Journal;
   readonly #createdAt: number;
@@ -66,7 +70,7 @@ export class Ticket {
 
   constructor(
     journal: Journal,
-    of: Pick<TicketRecord, 'id' | 'vm' | 'family' | 'asked' | 'createdAt' | 'home'>,
+    of: Pick<TicketRecord, 'id' | 'vm' | 'family' | 'asked' | 'createdAt' | 'home' | 'bytesEach'>,
     reservation: Reservation,
     cloneIds: readonly number[] = Array.from(
       { length: reservation.granted },
@@ -78,6 +82,7 @@ export class Ticket {
     this.vm = of.vm;
     this.family = of.family;
     this.asked = of.asked;
+    this.bytesEach = of.bytesEach;
     this.#createdAt = of.createdAt;
     this.reservation = reservation;
     this.home = of.home;
@@ -91,6 +96,7 @@ export class Ticket {
     const ticket = new Ticket(journal, record, reservation, cloneIds);
     ticket.killed = record.killed;
     ticket.used = record.used;
+    ticket.ordinal = record.ordinal;
     if (record.used) clearTimeout(ticket.#expiry);
     for (const { cloneId, status, reason, host, vm, isTold } of record.slots) {
       if (isTold !== undefined) ticket.slot(cloneId)!.isTold = isTold;
@@ -128,6 +134,7 @@ export class Ticket {
   /** A fork that could not even freeze its parent: the ticket may be used again. */
   unuse(): void {
     this.used = false;
+    this.ordinal = undefined;
     // A timer that was cleared can't be refreshed.
     this.#expiry = this.#expire();
     this.save();
@@ -135,13 +142,15 @@ export class Ticket {
 
   /** So that the next agent knows of it. */
   save(): void {
-    const { id, vm, family, asked, used, killed, home } = this;
+    const { id, vm, family, asked, used, killed, home, bytesEach, ordinal } = this;
     const { reason } = this.reservation;
     this.#journal.putTicket({
       id,
       ...(home === undefined ? {} : { home }),
       ...(vm === undefined ? {} : { vm }),
       ...(family === undefined ? {} : { family }),
+      ...(bytesEach === undefined ? {} : { bytesEach }),
+      ...(ordinal === undefined ? {} : { ordinal }),
       asked,
       createdAt: this.#createdAt,
       ...(reason === undefined ? {} : { reason }),
@@ -155,11 +164,27 @@ export class Ticket {
     return this.slots.every((slot) => slot.status !== 'running');
   }
 
-  /** Slots that no VM of this host fills: none yet, or one of another host. */
-  get openSlots(): number {
-    const isOpen = ({ status, vm, host }: SlotState) =>
-      status === 'running' && (vm === undefined || host !== undefined);
-    return this.slots.filter(isOpen).length;
+  /** Slots that have not settled. */
+  get runningSlots(): number {
+    return this.slots.filter(({ status }) => status === 'running').length;
+  }
+
+  /** As the other hosts of the cluster `here` is in see it; undefined when it has nothing of theirs. */
+  stored(here: string): StoredTicket | undefined {
+    const running = this.slots.filter(({ status }) => status === 'running');
+    const { id, vm, family, bytesEach, home } = this;
+    const isShared = home === undefined && running.some(({ host }) => host !== undefined);
+    if (!isShared || bytesEach === undefined) return undefined;
+    const slots: Record<string, { open: number; running: number }> = {};
+    for (const { host = here, vm } of running) {
+      const { open, running } = slots[host] ?? { open: 0, running: 0 };
+      slots[host] = vm === undefined ? { open: open + 1, running } : { open, running: running + 1 };
+    }
+    return {
+      ...{ id, home: here, bytesEach, slots },
+      ...(vm === undefined ? {} : { vm }),
+      ...(family === undefined ? {} : { family }),
+    };
   }
 
   slot(cloneId: number): SlotState | undefined {
@@ -243,7 +268,6 @@ export class Ticket {
     if (this.used) return;
     this.used = true;
     this.reservation.release(this.ownSlots.length);
-    this.releaseElsewhere();
     for (const slot of this.slots) this.settle(slot.cloneId, { reason });
   }
 
@@ -253,17 +277,13 @@ export class Ticket {
     const over = withResolvers<void>();
     const delayMs = Math.min(timeoutMs ?? Number.POSITIVE_INFINITY, TIMER_MS_MAX);
     const timer = timeoutMs === undefined ? undefined : setTimeout(over.resolve, delayMs);
-    const onAbort = () => over.reject(new SnowforkError('SF_ABORTED', 'the caller gave up'));
-    signal.addEventListener('abort', onAbort, { once: true });
     // Taken off again: a guest may ask a million times, and its clone may run for days.
     this.#waiters.add(over.resolve);
     try {
-      if (signal.aborted) onAbort();
-      await over.promise;
+      await untilAborted(over.promise, signal);
     } finally {
       clearTimeout(timer);
       this.#waiters.delete(over.resolve);
-      signal.removeEventListener('abort', onAbort);
     }
   }
 
@@ -291,14 +311,10 @@ export class Tickets {
     const others = placed.elsewhere.flatMap(({ host, slots }) => Array<string>(slots).fill(host));
     const total = placed.granted + others.length;
     const cloneIds = Array.from({ length: total }, (_, index) => index + 1);
-    const ticket = new Ticket(
-      this.#journal,
-      { id, ...of, createdAt: Date.now() },
-      placed,
-      cloneIds,
-    );
+    const { bytesEach } = placed;
+    const record = { id, ...of, bytesEach, createdAt: Date.now() };
+    const ticket = new Ticket(this.#journal, record, placed, cloneIds);
     for (const [index, host] of others.entries()) ticket.assign(placed.granted + index + 1, host);
-    ticket.releaseElsewhere = placed.releaseElsewhere;
     ticket.save();
     this.#tickets.set(id, ticket);
     for (const old of this.#tickets.values()) {
@@ -372,7 +388,7 @@ export class Tickets {
         const vm = byTicket.get(`${ticket.id} ${cloneId}`);
         if (vm !== undefined) ticket.attach(cloneId, vm.id);
         if (vm?.end === undefined && (vm !== undefined || !ticket.used)) continue;
-        const reason = vm === undefined ? NEVER_STARTED : describeEnd(vm.end!);
+        const reason = vm === undefined ? NEVER_STARTED : whyEnded(vm.end!);
         ticket.settle(cloneId, { reason });
       }
     }

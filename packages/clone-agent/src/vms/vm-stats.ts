@@ -3,14 +3,28 @@
 
 import fs from 'node:fs/promises';
 import { PAGE_BYTES } from '@snowfork/memserver/pages';
-import type { VmStats } from '@snowfork/sdk/api';
+import type { PagesBySource, VmStats } from '@snowfork/sdk/api';
+import type { PagerStats, Readers } from '../pager/keeper.js';
+import type { Snapshot } from '../store/snapshots.js';
 import type { Vm } from './vm.js';
 
 /** Clock ticks of /proc/PID/stat; USER_HZ is 100 on every Linux that Node runs on. */
 const TICK_MS = 10;
 
-/** @throws SnowforkError SF_VM_GONE. */
-export async function readVmStats(vm: Vm): Promise<VmStats> {
+/** Who read the memory of a snapshot, as the pager has counted it. */
+export function readersOf({ objects }: Pick<PagerStats, 'objects'>, { file }: Snapshot): Readers {
+  const ram = objects.find(({ snapshot, object }) => snapshot === file.id && object === 'ram');
+  return ram?.readers ?? {};
+}
+
+/** `pid`: of a QEMU; `readers`: of its memory. */
+export function pagesBySource(pid: number, readers: Readers): PagesBySource {
+  const [zero, local, replica, demand] = readers[pid] ?? [0, 0, 0, 0];
+  return { zero, local, replica: replica - demand, demand };
+}
+
+/** `readers`: of its memory, if that may take a while. @throws SnowforkError SF_VM_GONE. */
+export async function readVmStats(vm: Vm, readers?: Readers): Promise<VmStats> {
   vm.assertAlive();
   const [smaps, stat] = await Promise.all([
     fs.readFile(`/proc/${vm.qemu.pid}/smaps`, 'latin1'),
@@ -31,6 +45,8 @@ export async function readVmStats(vm: Vm): Promise<VmStats> {
   const times = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   const touchedPages = ram.Rss / PAGE_BYTES;
   const privatePages = ram.Anonymous / PAGE_BYTES;
+  const brought = readers && pagesBySource(vm.qemu.pid, readers);
+  const own = brought ? Object.values(brought).reduce((sum, pages) => sum + pages, 0) : 0;
   return {
     vm: vm.id,
     pssBytes,
@@ -39,6 +55,7 @@ export async function readVmStats(vm: Vm): Promise<VmStats> {
     privatePages,
     sharedPages: touchedPages - privatePages,
     freePages: vm.base.file.pages.freePages,
+    ...(brought ? { pages: { ...brought, cache: Math.max(0, touchedPages - own) } } : {}),
     cpuMs: (Number(times[11]) + Number(times[12])) * TICK_MS,
   };
 }

@@ -6,6 +6,7 @@ import net from 'node:net';
 import path from 'node:path';
 import type { CloneTimes, End, Machine, VmInfo, VmStats } from '@snowfork/sdk/api';
 import { SnowforkError } from '@snowfork/sdk/api';
+import { WriteTracker } from '../freeze/write-tracker.js';
 import { RingFeed } from '../guest/byte-feed.js';
 import type { GuestChannel } from '../guest/channel.js';
 import { withResolvers } from '../guest/exec.js';
@@ -37,6 +38,14 @@ export type RawEnd =
   | { readonly how: 'exited'; readonly value: Buffer }
   | Exclude<End, { how: 'exited' }>;
 
+/** Who hears of a VM's end. */
+export interface VmEnds {
+  /** Its process has a moment left. */
+  ending?(vm: Vm): void;
+  /** All that it held was given back. */
+  ended(vm: Vm): void;
+}
+
 export class Vm {
   readonly id: string;
   readonly descent: Descent;
@@ -44,6 +53,8 @@ export class Vm {
   readonly base: Snapshot;
   /** The newest snapshot frozen from this VM; `base` at first. */
   newest: Snapshot;
+  /** What it wrote since that. */
+  readonly writes = new WriteTracker();
   readonly qemu: QemuProcess;
   channel: GuestChannel | undefined;
   readonly console = new RingFeed(FEED_BYTES_MAX);
@@ -62,8 +73,9 @@ export class Vm {
   lastStats: VmStats | undefined;
   /** Its program has said goodbye; the end is a moment away. */
   exiting = false;
+  readonly #started = withResolvers<void>();
   readonly #ended = withResolvers<RawEnd>();
-  readonly #onEnd: (vm: Vm) => void;
+  readonly #ends: VmEnds;
   #consoleSocket: net.Socket | undefined;
   #turn: Promise<unknown> = Promise.resolve();
 
@@ -72,7 +84,7 @@ export class Vm {
     descent: Descent,
     base: Snapshot,
     qemu: QemuProcess,
-    onEnd: (vm: Vm) => void,
+    ends: VmEnds,
     past: { startedAt: number; end?: RawEnd } = { startedAt: Date.now() },
   ) {
     this.id = id;
@@ -80,11 +92,12 @@ export class Vm {
     this.base = base;
     this.newest = base;
     this.qemu = qemu;
-    this.#onEnd = onEnd;
+    this.#ends = ends;
     this.startedAt = past.startedAt;
     if (past.end !== undefined) {
       this.end = past.end;
       this.state = 'ended';
+      this.#started.resolve();
       this.#ended.resolve(past.end);
       return;
     }
@@ -95,10 +108,10 @@ export class Vm {
   }
 
   /** One that an agent before this one started, as it wrote it down, and that runs. */
-  static adopt(record: VmRecord, base: Snapshot, qemu: QemuProcess, onEnd: (vm: Vm) => void): Vm {
+  static adopt(record: VmRecord, base: Snapshot, qemu: QemuProcess, ends: VmEnds): Vm {
     const { startedAt } = record;
-    const vm = new Vm(record.id, record.descent, base, qemu, onEnd, { startedAt });
-    vm.state = 'running';
+    const vm = new Vm(record.id, record.descent, base, qemu, ends, { startedAt });
+    vm.hasStarted();
     vm.times = record.times;
     vm.owner = record.owner;
     vm.freeze = record.freeze;
@@ -110,7 +123,7 @@ export class Vm {
     const base = goneSnapshot(record.base, record.machine);
     const { startedAt } = record;
     const past = { startedAt, end };
-    const vm = new Vm(record.id, record.descent, base, QemuProcess.gone(), () => {}, past);
+    const vm = new Vm(record.id, record.descent, base, QemuProcess.gone(), { ended() {} }, past);
     vm.endedAt = record.endedAt ?? Date.now();
     vm.times = record.times;
     return vm;
@@ -149,6 +162,17 @@ export class Vm {
   get cloneId(): number {
     const { launched, cloneId } = this.descent;
     return launched === true || cloneId === undefined ? 0 : cloneId;
+  }
+
+  /** Resolves when the VM is no longer starting, whatever became of it. */
+  get started(): Promise<void> {
+    return this.#started.promise;
+  }
+
+  /** Its processors run. */
+  hasStarted(): void {
+    this.state = 'running';
+    this.#started.resolve();
   }
 
   /** Resolves when the VM has ended, whatever the reason. */
@@ -200,7 +224,7 @@ export class Vm {
   /** @throws SnowforkError SF_VM_GONE. */
   assertAlive(): void {
     if (this.end === undefined) return;
-    throw new SnowforkError('SF_VM_GONE', `${this.id} has ended: ${describeEnd(this.end)}`);
+    throw new SnowforkError('SF_VM_GONE', `${this.id} has ended: ${whyEnded(this.end)}`);
   }
 
   /** Connects the console; before the guest runs, so that nothing it prints is lost. */
@@ -237,16 +261,19 @@ export class Vm {
   /** The VM's end: QEMU is killed, everything it held is given back. Only the first call counts. */
   finish(end: RawEnd): void {
     if (this.end !== undefined) return;
+    this.#ends.ending?.(this);
     this.end = end;
     this.state = 'ended';
     this.endedAt = Date.now();
     void this.qemu.kill();
+    this.writes.end();
     this.channel?.close();
     // QEMU's end closes it, when the last words have been read: what a kernel says when it panics.
     if (this.#consoleSocket === undefined) this.console.end();
     this.logs.end();
     this.base.users.delete(this.id);
-    this.#onEnd(this);
+    this.#ends.ended(this);
+    this.#started.resolve();
     this.#ended.resolve(end);
   }
 }
@@ -256,8 +283,9 @@ function publicEnd(end: RawEnd): End {
   return end.how === 'exited' ? { how: 'exited', value: null } : end;
 }
 
-export function describeEnd(end: RawEnd): string {
-  return end.how === 'exited' ? 'its program exited' : `${end.how}: ${end.reason}`;
+/** In a sentence that says that it has ended, or is lost. */
+export function whyEnded(end: RawEnd): string {
+  return end.how === 'exited' ? 'its program exited' : end.reason;
 }
 
 /** Why a page of the snapshot did not come, when one did not: its VMs can't go on without it. */
