@@ -4,6 +4,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import {
   type BuildProgress,
@@ -51,14 +52,19 @@ import {
   type StateFolder,
   unmountAll,
 } from './store/state-folder.js';
+import { untilAborted } from './system/until-aborted.js';
 import { Families } from './vms/families.js';
-import type { RawEnd } from './vms/vm.js';
-import { readVmStats } from './vms/vm-stats.js';
+import { residentBytes } from './vms/room.js';
+import type { RawEnd, Vm } from './vms/vm.js';
+import { pagesBySource, readersOf, readVmStats } from './vms/vm-stats.js';
 
 const packageFolder = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
 const sdkFolder = path.resolve(fileURLToPath(import.meta.resolve('@snowfork/sdk/api')), '../../..');
 const packageFile = path.join(packageFolder, 'package.json');
 const VERSION = (JSON.parse(fs.readFileSync(packageFile, 'utf8')) as { version: string }).version;
+
+/** An agent that is started waits no longer for the other hosts. */
+const CLUSTER_PATIENCE_MS = 2000;
 
 export interface AgentOptions {
   readonly state: StateFolder;
@@ -96,7 +102,8 @@ export class Agent implements AgentService {
     const processes = new ProcessJournal(state.processes);
     const complain = (error: unknown) => log.error({ err: error }, 'the journal');
     const journal = new Journal(state.journal, complain);
-    const adopted = await PagerKeeper.adopt({ state, log, journal: processes });
+    const keeping = { state, log, journal: processes, replays: settings.replayFirstTouches };
+    const adopted = await PagerKeeper.adopt(keeping);
     let hypervisor: Hypervisor | undefined;
     try {
       let previous: PreviousAgent | undefined;
@@ -105,7 +112,7 @@ export class Agent implements AgentService {
         await prepareStateFolder(state, settings.layersBytesMax);
       }
       hypervisor = await Hypervisor.start({ ...options, settings, journal: processes });
-      const pager = adopted ?? (await PagerKeeper.start({ state, log, journal: processes }));
+      const pager = adopted ?? (await PagerKeeper.start(keeping));
       warmFreezeReserve();
       const agent = new Agent(options, { settings, journal, processes, hypervisor, pager });
       agent.#previous = previous;
@@ -152,11 +159,12 @@ export class Agent implements AgentService {
       state,
       {
         ready: (id, of) => this.#pager.ready(id, replays ? of : {}),
+        bring: (id, pages) => this.#pager.bring(id, pages),
         dropped: (id) => {
           this.#hypervisor.dropSnapshot(id);
           this.#pager.drop(id);
           void this.#others.drop(id);
-          this.#families.remote?.release();
+          this.#families.remote.release();
         },
         changed: changed('snapshot'),
       },
@@ -172,6 +180,7 @@ export class Agent implements AgentService {
       quiet: () => this.#hypervisor.quiet(),
       changed: (kind, id) => this.#changed(kind, id),
       others: this.#others,
+      hostName: () => this.#cluster.name,
     });
     this.#images = new Images({
       state,
@@ -196,20 +205,24 @@ export class Agent implements AgentService {
       version: VERSION,
       certificateLifetimeMs: this.#settings.certificateLifetimeMs,
       handlers: () => ({
-        ...this.#families.remote!.handlers,
-        ping: async () => ({ version: VERSION, nowMs: Date.now() }),
+        ...this.#families.remote.handlers,
+        ping: async () => ({
+          ...{ version: VERSION, nowMs: Date.now() },
+          canStore: this.#cluster.canStore,
+        }),
         vms: async ({ all }) => ({ vms: this.#ownVms(all) }),
         findImage: async ({ name }) => ({ image: this.#images.find(name) ?? null }),
       }),
       serveApi: (socket) => serveApiTo(socket, state.socket),
-      openStore: (file) => openClusterStore(file, { stateRoot: state.root, log }),
+      storeMember: this.#settings.storeMember,
+      openStore: openClusterStore,
       entered: () => this.#others.open(),
-      opened: () => void this.#families.remote?.reconcile(),
+      opened: () => void this.#families.remote.reconcile(),
       room: () => this.#families.hostRoom(),
-      families: () => this.#families.countedHere(),
-      reserved: (reservations) => this.#families.room.promise(reservations),
-      detachFrom: async (host, signal) => await this.#families.remote?.detachFrom(host, signal),
-      hostLost: (host, reason) => this.#families.remote?.hostLost(host, reason),
+      holdings: () => this.#families.holdings(),
+      reserved: (reservations) => this.#families.reserved(reservations),
+      detachFrom: async (host, signal) => await this.#families.remote.detachFrom(host, signal),
+      hostLost: (host, reason) => this.#families.remote.hostLost(host, reason),
     });
   }
 
@@ -219,7 +232,9 @@ export class Agent implements AgentService {
     this.#store.load(Images.namedSnapshots(this.#state));
     this.#images.load();
     await this.#adopt();
-    void this.#cluster.open();
+    // Who asks for other hosts before they can be spoken to is refused: mostly that takes a moment.
+    const patience = delay(CLUSTER_PATIENCE_MS, undefined, { ref: false });
+    await Promise.race([this.#cluster.open(), patience]);
     fs.rmSync(this.#state.socket, { force: true });
     this.#server = await startServer({
       service: this,
@@ -244,7 +259,7 @@ export class Agent implements AgentService {
     if (this.#cluster.name !== undefined) {
       // Others may wait for pages of this host already.
       await this.#others.open();
-      await this.#families.remote?.serveAgain();
+      await this.#families.remote.serveAgain();
       needed.push((await this.#others.pid())!);
     }
     const killed = this.#processes.killLeftOver(new Set(needed));
@@ -268,16 +283,29 @@ export class Agent implements AgentService {
   }
 
   async stats(): Promise<HostStats> {
-    const [{ received, replicas, ...pager }, pool, served] = await Promise.all([
+    const [{ received, replicas, ...counted }, pool, served] = await Promise.all([
       this.#pager.stats(),
       this.#hypervisor.poolStats(),
       this.#others.stats(),
     ]);
     const network = served === undefined ? {} : { network: { served, received, replicas } };
+    const tickets = this.#cluster.isOpen ? { tickets: this.#sharedTickets() } : {};
     const memory = this.#families.room.measure();
     const { blocks, bfree, bsize } = fs.statfsSync(this.#state.run);
     const layers = { layersBytes: (blocks - bfree) * bsize, layersBytesMax: blocks * bsize };
-    return { memory: { ...memory, ...layers }, pool, pager, ...network };
+    const snapshots = this.#store.list().map(({ id, pages }) => ({ snapshot: id, pages }));
+    const vms = [...this.#families.running()].map(({ id: vm, base, qemu }) => {
+      const pages = pagesBySource(qemu.pid, readersOf(counted, base));
+      return { vm, snapshot: base.file.id, ...residentBytes(qemu.pid), pages };
+    });
+    const objects = counted.objects.map(({ readers: _, ...object }) => object);
+    const pager = { ...counted, objects };
+    const all = { memory: { ...memory, ...layers }, pool, pager, vms, snapshots };
+    return { ...all, ...network, ...tickets };
+  }
+
+  #sharedTickets(): HostStats['tickets'] {
+    return this.#cluster.store.tickets().map(({ bytesEach: _, ...ticket }) => ticket);
   }
 
   doctor(): Promise<DoctorReport> {
@@ -286,6 +314,7 @@ export class Agent implements AgentService {
       state: this.#state,
       qemu: this.#hypervisor.facts(),
       confinement: this.#hypervisor.confinement(),
+      trackWrites: this.#settings.trackWrites,
       images: this.images(),
       incompatible: ({ machine }) => this.#hypervisor.incompatible(machine),
       stats: () => this.stats(),
@@ -342,7 +371,7 @@ export class Agent implements AgentService {
     if (this.#images.find(image) === undefined) {
       const elsewhere = await this.#cluster.findImage(image);
       if (elsewhere !== undefined) {
-        return await this.#families.remote!.fetch(elsewhere.host, elsewhere.image.snapshot);
+        return await this.#families.remote.fetch(elsewhere.host, elsewhere.image.snapshot);
       }
     }
     return this.#images.snapshot(image);
@@ -363,17 +392,30 @@ export class Agent implements AgentService {
     return this.#families.get(id).info();
   }
 
-  vmStats(id: string): Promise<VmStats> {
-    return readVmStats(this.#families.get(id));
-  }
-
-  fork(id: string, { clones, ...placing }: ForkRequest, signal: AbortSignal): Promise<ForkResult> {
+  async vmStats(id: string): Promise<VmStats> {
     const vm = this.#families.get(id);
-    return this.#families.fork(vm, clones, signal, undefined, placing);
+    return await readVmStats(vm, readersOf(await this.#pager.stats(), vm.base));
   }
 
-  checkpoint(id: string, signal: AbortSignal): Promise<CheckpointResult> {
-    return this.#families.checkpoint(this.#families.get(id), undefined, signal);
+  async fork(
+    id: string,
+    { clones, ...placing }: ForkRequest,
+    signal: AbortSignal,
+  ): Promise<ForkResult> {
+    const vm = await this.#started(id, signal);
+    return await this.#families.fork(vm, clones, signal, undefined, placing);
+  }
+
+  async checkpoint(id: string, signal: AbortSignal): Promise<CheckpointResult> {
+    const vm = await this.#started(id, signal);
+    return await this.#families.checkpoint(vm, undefined, signal);
+  }
+
+  /** Who has its id already, as its ticket and `sf ps` show it, need not ask again until it runs. */
+  async #started(id: string, signal: AbortSignal): Promise<Vm> {
+    const vm = this.#families.get(id);
+    await untilAborted(vm.started, signal);
+    return vm;
   }
 
   async kill(id: string, reason: string): Promise<void> {
@@ -415,8 +457,9 @@ export class Agent implements AgentService {
     this.#store.remove(id);
   }
 
-  exec(id: string, request: ExecRequest, signal: AbortSignal): Promise<ExecSession> {
-    return this.#families.get(id).guest().exec(request, signal);
+  async exec(id: string, request: ExecRequest, signal: AbortSignal): Promise<ExecSession> {
+    const vm = await this.#started(id, signal);
+    return await vm.guest().exec(request, signal);
   }
 
   execSession(id: string, exec: number): ExecSession {
@@ -477,19 +520,5 @@ function decodeEnd(end: RawEnd): End {
     return { how: 'exited', value: decodeValue(end.value) };
   } catch {
     return { how: 'exited', value: end.value };
-  }
-}
-
-async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  let onAbort: (() => void) | undefined;
-  const aborted = new Promise<never>((_, reject) => {
-    onAbort = () => reject(new SnowforkError('SF_ABORTED', 'the caller gave up'));
-    if (signal.aborted) onAbort();
-    else signal.addEventListener('abort', onAbort, { once: true });
-  });
-  try {
-    return await Promise.race([promise, aborted]);
-  } finally {
-    signal.removeEventListener('abort', onAbort!);
   }
 }

@@ -6,6 +6,7 @@ import fs from 'node:fs';
 import type { DoctorCheck, DoctorReport, HostStats, ImageInfo } from '@snowfork/sdk/api';
 import type { Cluster } from './cluster/cluster.js';
 import { judgeCluster, notThere, readClusterFacts } from './cluster/examine.js';
+import { whyNotTracked } from './freeze/write-tracker.js';
 import type { ConfinementFacts } from './hypervisor/confinement.js';
 import type { QemuFacts } from './hypervisor/hypervisor.js';
 import { fuseConnection } from './pager/mount.js';
@@ -20,12 +21,15 @@ const LAYERS_FREE_BYTES_NONE = 8 * MiB;
 const VMS_FEW = 4;
 /** `f_type` of a tmpfs. */
 const TMPFS_MAGIC = 0x01021994;
+const TRACKING_IS_OFF = 'the setting `trackWrites` is false';
 
 export interface AgentFacts {
   readonly version: string;
   readonly state: StateFolder;
   readonly qemu: QemuFacts;
   readonly confinement: ConfinementFacts;
+  /** The setting. */
+  readonly trackWrites: boolean;
   readonly images: readonly ImageInfo[];
   /** Why VMs of an image do not run here; empty when they do. */
   readonly incompatible: (image: ImageInfo) => readonly string[];
@@ -40,6 +44,7 @@ export async function examineAgent(facts: AgentFacts): Promise<DoctorReport> {
     ok('qemu', `${facts.qemu.version}, ${facts.qemu.path}`),
     checkAccelerator(facts.qemu),
     checkReadAhead(facts.qemu),
+    checkWrites(facts.trackWrites ? await whyNotTracked() : TRACKING_IS_OFF),
     checkSandbox(facts.confinement),
     checkLimits(facts.confinement),
     await checkMounts(facts.state),
@@ -75,6 +80,20 @@ function checkReadAhead({ readsAhead }: QemuFacts): DoctorCheck {
     status: 'warn',
     message: 'no seccomp filter could be set: a first touch may read 2 MiB ahead, and fill memory',
     mend: 'run the agent as root, on a kernel with seccomp and with glibc',
+  };
+}
+
+/** `missing`: why the kernel can't tell what a VM writes. */
+export function checkWrites(missing: string | undefined): DoctorCheck {
+  if (missing === undefined)
+    return ok('writes', 'a fork copies what was written since the last one');
+  return {
+    name: 'writes',
+    status: 'warn',
+    message: `a fork copies all that its VM ever wrote, as its writes can't be tracked: ${missing}`,
+    mend:
+      'all works, with longer pauses of VMs with much memory of their own; else Linux 6.7 or later, ' +
+      'Perl, and an agent that may use ptrace',
   };
 }
 

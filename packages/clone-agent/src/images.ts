@@ -32,6 +32,7 @@ import {
 import type { OwnObject } from './store/snapshot-file.js';
 import type { Snapshot, SnapshotStore } from './store/snapshots.js';
 import type { StateFolder } from './store/state-folder.js';
+import { untilAborted } from './system/until-aborted.js';
 import { freezeVm } from './vms/freeze-vm.js';
 import { Vm } from './vms/vm.js';
 
@@ -66,7 +67,8 @@ export interface ImagesContext {
 export class Images {
   readonly #context: ImagesContext;
   readonly #images = new Map<string, ImageFile>();
-  readonly #building = new Set<string>();
+  /** What is being built, by name. Settles with the build, and never rejects. */
+  readonly #building = new Map<string, Promise<void>>();
 
   constructor(context: ImagesContext) {
     this.#context = context;
@@ -118,7 +120,8 @@ export class Images {
 
   /**
    * Builds an image, or finds it unchanged. Until the last moment nothing of it is to be seen: one
-   * that is interrupted leaves the older image of that name as it was.
+   * that is interrupted leaves the older image of that name as it was. Builds of one name come one
+   * after another: whoever asks for what is being built has it unchanged then.
    * @throws SnowforkError SF_BAD_REQUEST, SF_IMAGE_BUILD_FAILED, SF_ABORTED.
    */
   async build(
@@ -127,17 +130,20 @@ export class Images {
     signal: AbortSignal,
   ): Promise<BuildResult> {
     const { name } = request;
-    if (this.#building.has(name)) {
-      throw new SnowforkError('SF_BAD_REQUEST', `the image ${name} is being built already`);
-    }
-    this.#building.add(name);
     const startedAt = performance.now();
     const progress = (step: string, message: string) =>
       onProgress({ step, message, elapsedMs: performance.now() - startedAt });
+    for (let other = this.#building.get(name); other; other = this.#building.get(name)) {
+      progress('wait', `image ${name} is being built for somebody else: waiting for that`);
+      await untilAborted(other, signal);
+    }
+    const over = withResolvers<void>();
+    this.#building.set(name, over.promise);
     try {
       return await this.#build(request, progress, signal);
     } finally {
       this.#building.delete(name);
+      over.resolve();
     }
   }
 
@@ -228,7 +234,7 @@ export class Images {
     let vm: Vm | undefined;
     try {
       const qemu = await this.#context.bootQemu(empty, prepared);
-      vm = new Vm(`build-${name}`, { image: name }, empty, qemu, () => {});
+      vm = new Vm(`build-${name}`, { image: name }, empty, qemu, { ended() {} });
       await this.#boot(vm, spec, progress, signal);
       progress('freeze', 'freezing');
       await vm.guest().observeClock(signal);
@@ -242,6 +248,7 @@ export class Images {
         save: () => {},
         availableBytes: () => this.#context.availableBytes(),
         leaveOutFreePages: true,
+        trackWrites: false, // it is frozen once
       });
       return frozen;
     } catch (error) {
@@ -317,7 +324,7 @@ export class Images {
     } finally {
       over.abort();
     }
-    vm.state = 'running';
+    vm.hasStarted();
     for (const command of spec.warm) {
       progress('warm', command);
       await runInGuest(vm, command, signal);

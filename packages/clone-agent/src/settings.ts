@@ -79,8 +79,12 @@ const settingsSchema = limitsSchema.extend({
   linkBitsPerSecond: z.number().int().min(1_000_000).optional(),
   /** Of certificates that this host signs for hosts of its cluster; each is renewed by itself. */
   certificateLifetimeMs: z.number().int().min(10_000).default(HOST_LIFETIME_MS),
+  /** This host may come to run a member of its cluster's store. */
+  storeMember: z.boolean().default(true),
   /** Pages that a guest has free when it is frozen read as zeros in its clones, and never travel. */
   leaveOutFreePages: z.boolean().default(true),
+  /** A freeze copies what was written since the one before, where the kernel can tell, not all that ever was. */
+  trackWrites: z.boolean().default(true),
   /** What clones of a family touched first is brought to the next ones before they ask. */
   replayFirstTouches: z.boolean().default(true),
   /** VMs of this host, running at a time. */

@@ -133,7 +133,7 @@ function addVms(routes: Routes, service: AgentService, closing: AbortSignal): vo
   });
   routes.get('/v1/vms/:id', (context) => context.json(presentVm(service.vm(id(context)))));
   routes.delete('/v1/vms/:id', async (context) => {
-    await service.kill(id(context), 'killed by a caller of the API');
+    await service.kill(id(context), 'a caller of the API ended it');
     return context.body(null, 204);
   });
   routes.get('/v1/vms/:id/stats', async (context) =>

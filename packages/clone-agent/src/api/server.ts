@@ -2,6 +2,7 @@
 // `routes.ts`; nothing here knows of VMs. The agent starts it last, when everything it serves is
 // ready.
 
+import { setMaxListeners } from 'node:events';
 import { chmodSync, rmSync } from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import { connect } from 'node:net';
@@ -43,6 +44,8 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   assertPathLength(options.socketPath);
   await removeStaleSocket(options.socketPath);
   const closing = new AbortController();
+  // Every request listens to it.
+  setMaxListeners(0, closing.signal);
   const routes = buildRoutes(options.service, closing.signal);
   const listener = getRequestListener(routes.fetch, { hostname: 'agent' });
   // A command's input may be sent for hours: no deadline on receiving a request.

@@ -22,6 +22,7 @@ import {
   MessageAssembler,
   SnowforkError,
 } from '@snowfork/sdk/api';
+import { untilAborted } from '../system/until-aborted.js';
 import { GuestClock, nanoseconds, readMonotonic } from './clock.js';
 import { encodeExec, GuestExec, withResolvers } from './exec.js';
 import { FrameIntake } from './frame-intake.js';
@@ -279,14 +280,15 @@ export class GuestChannel {
     const deadline = new AbortController();
     try {
       this.#write(frame);
-      return await Promise.race([
+      const late = delay(this.#timeoutMs, undefined, { signal: deadline.signal, ref: false });
+      const answered = Promise.race([
         handshake.promise,
-        delay(this.#timeoutMs, undefined, { signal: deadline.signal, ref: false }).then(() => {
+        late.then(() => {
           const message = `the guest did not ${WORD[type]} within ${this.#timeoutMs} ms`;
           throw new SnowforkError('SF_GUEST_NOT_READY', `${message}; see \`sf console\``);
         }),
-        aborted(signal, deadline.signal),
       ]);
+      return await untilAborted(answered, signal);
     } finally {
       deadline.abort();
       if (this.#handshake === handshake) this.#handshake = undefined;
@@ -529,14 +531,4 @@ function decodeOrUndefined(message: Buffer): unknown {
   } catch {
     return undefined;
   }
-}
-
-/** Rejects when `signal` aborts; never settles otherwise. `until` removes the listener. */
-function aborted(signal: AbortSignal, until: AbortSignal): Promise<never> {
-  const { promise, reject } = withResolvers<never>();
-  const onAbort = () => reject(new SnowforkError('SF_ABORTED', 'the caller gave up'));
-  if (signal.aborted) onAbort();
-  else signal.addEventListener('abort', onAbort, { once: true, signal: until });
-  promise.catch(() => {});
-  return promise;
 }

@@ -155,6 +155,8 @@ export class WarmPool<P extends PooledProcess> implements AsyncDisposable {
         this.#restMs = 0;
       } catch (error) {
         if (this.#disposed.signal.aborted) return;
+        // Its disks have gone meanwhile: nobody's trouble, and no reason to rest.
+        if (!this.#isWanted(shelf)) continue;
         this.#options.onError(SnowforkError.from(error, 'SF_QEMU_FAILED'));
         this.#rest();
         return;
@@ -173,8 +175,7 @@ export class WarmPool<P extends PooledProcess> implements AsyncDisposable {
   async #add(shelf: Shelf<P>): Promise<void> {
     const { signal } = this.#disposed;
     const qemu = await this.#options.start(shelf.shape, { background: true, signal });
-    const isWanted = this.#shelves.get(shapeKey(shelf.shape)) === shelf;
-    if (!isWanted || signal.aborted) {
+    if (!this.#isWanted(shelf) || signal.aborted) {
       await qemu.kill();
       return;
     }
@@ -188,6 +189,10 @@ export class WarmPool<P extends PooledProcess> implements AsyncDisposable {
     };
     qemu.ended.addEventListener('abort', onEnd, { once: true });
     if (qemu.ended.aborted) onEnd();
+  }
+
+  #isWanted(shelf: Shelf<P>): boolean {
+    return this.#shelves.get(shapeKey(shelf.shape)) === shelf;
   }
 
   #rest(): void {

@@ -22,11 +22,11 @@ const START_ATTEMPTS = 600;
 const START_LOOK_MS = 100;
 
 export interface NetClusterOptions extends NetHostsOptions {
-  /** State folder of an agent that has built the images, which is not changed. */
-  readonly imagesFrom: string;
+  /** State folder of an agent that has built the images, which is not changed; without, there are none. */
+  readonly imagesFrom?: string;
   /** The state folders are made in a folder here. */
   readonly parentFolder: string;
-  /** Of the agents, as `settings.json` has them. */
+  /** Of the agents, as `settings.json` has them; the first host alone has the cluster's store. */
   readonly settings?: object;
 }
 
@@ -101,7 +101,7 @@ export class NetCluster {
     const state = path.join(this.#folder, net.name);
     fs.mkdirSync(state, { mode: 0o700 });
     this.#copy([CACHE_FOLDER, ...(this.hosts.length === 0 ? IMAGE_FOLDERS : [])], state);
-    const { settings = {} } = this.#options;
+    const settings = { storeMember: false, ...this.#options.settings };
     fs.writeFileSync(path.join(state, 'settings.json'), JSON.stringify(settings));
     const agent = this.#spawn(net, state);
     const sf = await this.#connect(state, agent);
@@ -111,6 +111,7 @@ export class NetCluster {
   /** By links where that can be: nobody writes to what is there. */
   #copy(names: readonly string[], state: string): void {
     const { imagesFrom } = this.#options;
+    if (imagesFrom === undefined) return;
     const isOneDevice = fs.statSync(imagesFrom).dev === fs.statSync(state).dev;
     const sources = names.map((name) => path.join(imagesFrom, name)).filter(fs.existsSync);
     const how = isOneDevice ? ['-al'] : ['-a', '--reflink=auto'];

@@ -10,7 +10,8 @@
 //
 // A namespace has no name: the kernel ends it, with its interfaces, when its last process ends. So
 // each has a holder, which waits for the end of its owner, however that ends, and then ends every
-// process in its namespace: nothing is left to be swept later.
+// process in its namespaces: nothing is left to be swept later. A VM has no network, but it has what its
+// host mounts.
 
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFile, type SpawnOptions, spawn } from 'node:child_process';
@@ -42,17 +43,18 @@ const CLOSE_MS = 15_000;
 
 /**
  * What a holder does: it waits for the end of its standard input, then kills by number whatever has
- * its namespace, until there is nothing. The list of processes is made before `find` runs, so that
+ * one of its namespaces, until there is nothing. The list of processes is made before `find` runs, so that
  * it does not find itself.
  */
 const HOLDER = `
-own=$(stat -L -c %i /proc/$$/ns/net)
+net=$(stat -L -c %i /proc/$$/ns/net)
+mounts=$(stat -L -c %i /proc/$$/ns/mnt)
 echo
 cat >/dev/null
 for round in $(seq 200); do
-  set -- /proc/[0-9]*/ns/net
+  set -- /proc/[0-9]*/ns/net /proc/[0-9]*/ns/mnt
   left=
-  for found in $(find -L "$@" -maxdepth 0 -inum $own 2>/dev/null); do
+  for found in $(find -L "$@" -maxdepth 0 '(' -inum $net -o -inum $mounts ')' 2>/dev/null); do
     pid=\${found#/proc/}
     pid=\${pid%%/*}
     if [ $pid != $$ ] && kill -9 $pid 2>/dev/null; then left=1; fi

@@ -53,6 +53,8 @@ export const clusterHostSchema = z.object({
   /** Memory for VMs more, and how many more there may be. */
   roomBytes: z.number(),
   slots: z.number().int(),
+  /** It runs a member of the cluster's store. */
+  storeMember: z.boolean(),
 });
 export type ClusterHost = z.infer<typeof clusterHostSchema>;
 export const clusterHostListSchema = z.object({ hosts: z.array(clusterHostSchema) });

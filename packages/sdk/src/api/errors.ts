@@ -145,7 +145,7 @@ export const errorRegistry = {
   SF_CLUSTER_UNAVAILABLE: {
     status: 503,
     exitCode: 3,
-    help: "The cluster's store (etcd) does not answer, or lacks its majority. Running clones go on; new tickets are refused until it is back.",
+    help: "The cluster's store (etcd) does not answer, or lacks its majority. Running clones go on; new tickets are refused until it is back: `sf doctor` says which of its members do not answer.",
   },
   SF_HOST_NOT_FOUND: {
     status: 404,

@@ -113,6 +113,19 @@ export const cloneTimesSchema = z.object({
 export type CloneTimes = z.infer<typeof cloneTimesSchema>;
 
 /** Memory and pages of one VM. */
+/** Pages of a VM's memory that its own faults brought, by where they came from. */
+export const pagesBySourceSchema = z.object({
+  /** Zero, or free in the guest when its snapshot was taken: they come from nowhere. */
+  zero: bytes,
+  /** Of layers of this host. */
+  local: bytes,
+  /** Of other hosts, and here before they were asked for. */
+  replica: bytes,
+  /** Of other hosts, and waited for. */
+  demand: bytes,
+});
+export type PagesBySource = z.infer<typeof pagesBySourceSchema>;
+
 export const vmStatsSchema = z.object({
   vm: id,
   /** Proportional set size of the whole QEMU process. */
@@ -127,6 +140,11 @@ export const vmStatsSchema = z.object({
   sharedPages: bytes,
   /** Free in the guest when its snapshot was taken: never fetched. */
   freePages: bytes,
+  /**
+   * Where the touched pages came from; `cache`: it found them in the kernel's cache, as a sibling had
+   * touched them before or they were pushed. Missing in `lastStats`.
+   */
+  pages: pagesBySourceSchema.extend({ cache: bytes }).optional(),
   cpuMs: ms,
 });
 export type VmStats = z.infer<typeof vmStatsSchema>;
@@ -301,6 +319,20 @@ export const pagerObjectStatsSchema = z.object({
   dependsOn: z.record(z.string(), bytes),
 });
 export type PagerObjectStats = z.infer<typeof pagerObjectStatsSchema>;
+/** A ticket with slots on several hosts, as the cluster's store has it. */
+export const sharedTicketSchema = z.object({
+  id,
+  /** The host that forked, or is to. */
+  home: z.string(),
+  vm: z.string().exactOptional(),
+  family: z.string().exactOptional(),
+  /** By host: those that no VM fills yet, and those whose VM runs. */
+  slots: z.record(
+    z.string(),
+    z.object({ open: z.number().int().nonnegative(), running: z.number().int().nonnegative() }),
+  ),
+});
+
 export const hostStatsSchema = z.object({
   memory: z.object({
     totalBytes: bytes,
@@ -316,10 +348,28 @@ export const hostStatsSchema = z.object({
   pager: z.object({
     pid: z.number().int(),
     objects: z.array(pagerObjectStatsSchema),
+    /** READs by how long clones waited for them: bucket b has those of less than 2^b µs. */
     latencyUsBuckets: z.array(bytes),
   }),
+  /** Memory of each VM's QEMU; `vmStatsSchema` tells it page by page. */
+  vms: z.array(
+    z.object({
+      vm: id,
+      /** That it was cloned from. */
+      snapshot: id,
+      /** What it wrote, and QEMU's own. */
+      ownBytes: bytes,
+      /** What it only read, which it shares with its siblings, and QEMU's program. */
+      sharedBytes: bytes,
+      pages: pagesBySourceSchema,
+    }),
+  ),
+  /** What the pages of each snapshot were found to be when it was frozen. */
+  snapshots: z.array(z.object({ snapshot: id, pages: pageCountsSchema })),
   /** Of a host in a cluster. */
   network: networkStatsSchema.optional(),
+  /** Of its cluster; the others are an affair of the host that has them. */
+  tickets: z.array(sharedTicketSchema).optional(),
 });
 export type HostStats = z.infer<typeof hostStatsSchema>;
 

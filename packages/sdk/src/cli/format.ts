@@ -27,7 +27,7 @@ export function formatDuration(durationMs: number): string {
   return `${Math.floor(seconds / 86_400)} d`;
 }
 
-/** `exited: 42`, `killed: by the user`, `lost: …`, on one line. */
+/** `exited: 42`, `killed: its ticket was killed`, `lost: …`, on one line. */
 export function formatEnd(end: End): string {
   if (end.how === 'exited') return `exited: ${formatValue(end.value)}`;
   return `${end.how}: ${end.reason}`;

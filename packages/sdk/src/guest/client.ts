@@ -2,6 +2,7 @@
 // the socket and nothing of what is asked; `index.ts` calls it. After a fork the connection is in
 // the clone too, as is every request under way: the agent answers each of them in both places.
 
+import { setMaxListeners } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { SnowforkError } from '../api/errors.js';
 import {
@@ -50,6 +51,8 @@ export class GuestClient {
    */
   async call(method: string, params: object, signal?: AbortSignal): Promise<unknown> {
     if (signal?.aborted) throw abortedError(signal);
+    // One signal may be for any number of calls.
+    if (signal !== undefined) setMaxListeners(0, signal);
     if (this.#pending.size >= REQUESTS_MAX) {
       throw new SnowforkError('SF_BAD_REQUEST', `at most ${REQUESTS_MAX} requests at once`);
     }

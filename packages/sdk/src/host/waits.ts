@@ -1,6 +1,7 @@
 // Waits that end: deadlines and callers' signals as one signal whose reason is an error of ours,
 // and a pause that can be aborted. Called by everything in the host SDK that waits.
 
+import { setMaxListeners } from 'node:events';
 import { SnowforkError } from '../api/errors.js';
 
 export interface WaitOptions {
@@ -41,7 +42,11 @@ export function startDeadline({ signal, timeoutMs }: WaitOptions, what: string):
   const controller = new AbortController();
   const onAbort = () => controller.abort(abortError(signal?.reason));
   if (signal?.aborted) onAbort();
-  else signal?.addEventListener('abort', onAbort, { once: true });
+  else if (signal !== undefined) {
+    // One signal may be for any number of waits.
+    setMaxListeners(0, signal);
+    signal.addEventListener('abort', onAbort, { once: true });
+  }
   let timer: NodeJS.Timeout | undefined;
   if (timeoutMs !== undefined) {
     timer = setTimeout(() => {

@@ -202,6 +202,18 @@ function printHost(output: Output, { memory, pool, pager }: HostStats): void {
   );
 }
 
+/** Where the pages came from that it touched. */
+function broughtRows({ pages }: VmStats): [string, string][] {
+  if (pages === undefined) return [];
+  const { zero, local, replica, demand, cache } = pages;
+  const others = `${demand} of other hosts waited for, ${replica} that had come before`;
+  return [
+    ['faults', `${zero} pages of zeros, ${local} of this host's layers`],
+    ...(demand + replica > 0 ? [['', others] satisfies [string, string]] : []),
+    ['cache', `${cache} pages that siblings had touched, or that were pushed`],
+  ];
+}
+
 function printVm(output: Output, stats: VmStats): void {
   const pages = (count: number) => `${count} pages, ${formatBytes(count * PAGE_BYTES)}`;
   const rows: [string, string][] = [
@@ -213,6 +225,7 @@ function printVm(output: Output, stats: VmStats): void {
     ['private', pages(stats.privatePages)],
     ['shared', pages(stats.sharedPages)],
     ['free', `${pages(stats.freePages)}, never fetched`],
+    ...broughtRows(stats),
     ['processor', formatDuration(stats.cpuMs)],
   ];
   for (const [name, value] of rows) output.line(`${name.padEnd(10)} ${value}`);

@@ -76,6 +76,9 @@ export const clusterGroup: GroupSpec = {
 const join: CommandSpec = {
   syntax: 'join <address>',
   summary: 'make this host one of a cluster: `sf cluster token` there prints the command',
+  details:
+    'Where etcd is installed (Debian: etcd-server) the host comes to run a member of the store by ' +
+    'itself, until there are three: then any one of them may go.',
   options: [{ flags: '--token <token>', summary: 'of the cluster' }, ...selfOptions],
   examples: [
     { line: 'sf host join 10.0.0.1:7410 --token 3f…', says: 'as `sf cluster token` prints it' },
@@ -98,16 +101,17 @@ const join: CommandSpec = {
 const list: CommandSpec = {
   syntax: 'ls',
   summary: 'list the hosts of the cluster',
-  examples: [{ line: 'sf host ls', says: 'with their VMs and what room they have' }],
+  examples: [{ line: 'sf host ls', says: 'which have a member of the store, VMs, and what room' }],
   async run({ output, interrupts, connect }) {
     const hosts = await (await connect()).hosts({ signal: interrupts.signal });
     if (output.json) return output.document({ hosts });
     output.table(
-      ['NAME', 'ADDRESS', 'STATE', 'VMS', 'ROOM', 'SLOTS', 'VERSION', 'UP'],
+      ['NAME', 'ADDRESS', 'STATE', 'STORE', 'VMS', 'ROOM', 'SLOTS', 'VERSION', 'UP'],
       hosts.map((host) => [
         host.name,
         `${host.address}:${host.port}`,
         host.state,
+        host.storeMember ? 'member' : '-',
         String(host.vms),
         formatBytes(host.roomBytes),
         String(host.slots),
@@ -121,6 +125,13 @@ const list: CommandSpec = {
 const remove: CommandSpec = {
   syntax: 'rm <host>',
   summary: 'take a host out of the cluster; what it ran is lost',
+  details:
+    'With its member of the store, for which another host with etcd takes over by itself. Also one ' +
+    'that is not heard of any more, when it has a member still.',
+  exits: [
+    { code: '2', when: 'it runs the only member' },
+    { code: '3', when: 'without its member the store would lose its majority' },
+  ],
   examples: [{ line: 'sf host rm beta', says: 'one that is drained, or that will not come back' }],
   async run({ output, interrupts, connect }, [name = '']) {
     await (await connect()).removeHost(name, { signal: interrupts.signal });

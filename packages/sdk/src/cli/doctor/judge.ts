@@ -26,7 +26,9 @@ const DEBIAN_PACKAGES: Readonly<Record<string, string>> = {
 const KERNEL_FEATURES = [
   {
     since: [6, 7],
-    without: 'without PAGEMAP_SCAN (6.7) a freeze reads the whole page map of QEMU: longer pauses',
+    without:
+      'without PAGEMAP_SCAN (6.7) a freeze reads the whole page map of QEMU, and copies all that the ' +
+      'VM ever wrote: longer pauses',
   },
 ] as const;
 
