@@ -18,14 +18,13 @@ import {
   prepareParts,
 } from '../support/plain-qemu.js';
 import { atLeast, type Check, spread, table } from '../support/report.js';
+import { inScratch } from '../support/scratch.js';
 import { type Summary, summarise } from '../support/statistics.js';
 
 const MEMORY_MIB = 1024;
 const USED_MIB = 512;
 const UNLIMITED_BYTES_PER_S = 1e12;
 const FASTER_TARGET = 10;
-/** On tmpfs: sockets, and the file with the state. */
-const FOLDER = '/dev/shm/snowfork-bench';
 
 export interface CopyTimes {
   /** Until the whole of the VM is in the file. */
@@ -49,11 +48,9 @@ export async function benchAlone(context: BenchContext): Promise<AloneResult> {
   const snowfork = await measureSnowfork(context);
   const { machine, qemu } = snowfork;
   const prepared = await prepareParts(`${MEMORY_MIB}M`, context.say);
-  fs.rmSync(FOLDER, { recursive: true, force: true });
-  fs.mkdirSync(FOLDER, { mode: 0o700 });
-  try {
+  return await inScratch(async (folder) => {
     const options = {
-      ...{ prepared, binary: qemu.path, folder: FOLDER },
+      ...{ prepared, binary: qemu.path, folder },
       ...{ machineType: machine.machineType, accelerator: machine.accelerator },
       cpuModel: machine.cpuModel,
     };
@@ -61,9 +58,7 @@ export async function benchAlone(context: BenchContext): Promise<AloneResult> {
     const plain = await measurePlain(options, undefined, context);
     const unlimited = await measurePlain(options, UNLIMITED_BYTES_PER_S, context);
     return { plain, unlimited, firstFork, laterFork };
-  } finally {
-    fs.rmSync(FOLDER, { recursive: true, force: true });
-  }
+  });
 }
 
 async function measureSnowfork({ quiet, options, say }: BenchContext) {

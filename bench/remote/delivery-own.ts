@@ -5,8 +5,8 @@ import path from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { PAGE_BYTES } from '@snowfork/memserver';
-import { processorUse } from '../support/machine.js';
-import type { DeliverOptions } from './delivery.js';
+import { processorTimes, processorUse } from '../support/machine.js';
+import type { DeliverOptions } from './delivery-way.js';
 import { type Served, serveFile, spoken } from './memory-server.js';
 
 const RECEIVER_MAIN = fileURLToPath(new URL('./receiver-main.js', import.meta.url));
@@ -24,6 +24,8 @@ export interface Wanted {
 export interface Received {
   /** Of all its threads, since the first page was asked for. */
   readonly processorUs: number;
+  /** Of that, in system calls. */
+  readonly systemUs: number;
 }
 
 /** Besides, `start` says what it cost. */
@@ -42,14 +44,24 @@ export async function deliverByMemoryServer(of: DeliverOptions) {
   const start = async () => {
     const serverUs = (): number => processorUse(pid).processMs * 1000;
     const before = serverUs();
+    const timesBefore = processorTimes(pid);
     const ended = children.map(async (child) => {
       child.stdin!.write('go\n');
       const said = await text(child.stdout!);
       if (said === '') throw new Error('a receiver has died');
-      return (JSON.parse(said) as Received).processorUs / pageCount;
+      return JSON.parse(said) as Received;
     });
-    const receiverUsPerPage = await Promise.all(ended);
-    return { receiverUsPerPage, serverUsPerPage: (serverUs() - before) / pageCount };
+    const received = await Promise.all(ended);
+    const serverUsPerPage = (serverUs() - before) / pageCount;
+    const times = processorTimes(pid);
+    const systemTicks = times.systemTicks - timesBefore.systemTicks;
+    const userTicks = times.userTicks - timesBefore.userTicks;
+    return {
+      serverUsPerPage,
+      serverSystemPart: systemTicks / Math.max(1, systemTicks + userTicks),
+      receiverUsPerPage: received.map(({ processorUs }) => processorUs / pageCount),
+      receiverSystemPart: received.map(({ processorUs, systemUs }) => systemUs / processorUs),
+    };
   };
   return { files, start };
 }

@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { NetHost } from '../support/agent-parts.js';
-import type { Deliver } from './delivery.js';
+import type { Deliver } from './delivery-way.js';
 
 /** Receivers of both say nothing when they listen. */
 const LISTENING_MS = 500;

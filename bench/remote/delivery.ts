@@ -9,9 +9,11 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type NetHost, NetHosts } from '../support/agent-parts.js';
 import type { BenchContext } from '../support/context.js';
 import { atMost, type Check, number, spread, table } from '../support/report.js';
+import { inScratch } from '../support/scratch.js';
 import { type Summary, summarise } from '../support/statistics.js';
 import { deliverByMemoryServer } from './delivery-own.js';
 import { deliverByUdpcast, deliverByUftp } from './delivery-peers.js';
+import type { Deliver } from './delivery-way.js';
 
 const MIB = 1024 * 1024;
 const RECEIVERS = 3;
@@ -22,24 +24,7 @@ const ROUNDS = 3;
 const ROUNDS_QUICK = 1;
 /** A hundred times what the link takes. */
 const DELIVERY_MS_MAX = 430_000;
-/** On tmpfs; what a run that was killed has left there goes with the next. */
-export const FOLDER = '/dev/shm/snowfork-bench';
 const PIECE_BYTES = 16 * MIB;
-
-/** Prepares everything; `start` is what is timed: it resolves when all receivers have the file. */
-export type Deliver = (
-  of: DeliverOptions,
-) => Promise<{ readonly files: readonly string[]; start(): Promise<unknown> }>;
-
-export interface DeliverOptions {
-  readonly sender: NetHost;
-  readonly receivers: readonly NetHost[];
-  /** In memory, empty. */
-  readonly folder: string;
-  readonly file: string;
-  readonly fileBytes: number;
-  readonly linkBitsPerSecond: number;
-}
 
 const DELIVERIES = {
   snowfork: deliverByMemoryServer,
@@ -67,11 +52,9 @@ export async function benchDelivery(context: BenchContext): Promise<DeliveryResu
   const { options, quiet, say } = context;
   const fileMib = options.quick ? FILE_MIB_QUICK : FILE_MIB;
   const rounds = options.quick ? ROUNDS_QUICK : ROUNDS;
-  fs.rmSync(FOLDER, { recursive: true, force: true });
-  fs.mkdirSync(FOLDER, { mode: 0o700 });
   const found: Record<Name, Delivery[]> = { snowfork: [], udpcast: [], uftp: [] };
-  try {
-    const file = path.join(FOLDER, 'file');
+  await inScratch(async (folder) => {
+    const file = path.join(folder, 'file');
     writeRandom(file, fileMib);
     const expected = await hashOf(file);
     for (let round = 0; round < rounds; round++) {
@@ -81,9 +64,7 @@ export async function benchDelivery(context: BenchContext): Promise<DeliveryResu
         found[name].push(await deliver(DELIVERIES[name], { file, expected }));
       }
     }
-  } finally {
-    fs.rmSync(FOLDER, { recursive: true });
-  }
+  });
   const by = Object.fromEntries(NAMES.map((name) => [name, summariesOf(found[name])]));
   return { fileMib, receivers: RECEIVERS, by: by as DeliveryResult['by'] };
 }

@@ -11,7 +11,7 @@ const MAP_PRIVATE = 2;
 /** The kernel reads nothing ahead. */
 const MADV_RANDOM = 1;
 /** The first ones find code that has not been compiled. */
-const WARM_UP = 200;
+const WARM_UP = 1000;
 
 const [file, count] = [process.argv[2]!, Number(process.argv[3])];
 const libc = koffi.load('libc.so.6');

@@ -3,7 +3,6 @@
 
 import { type ChildProcess, execFile } from 'node:child_process';
 import { once } from 'node:events';
-import fs from 'node:fs';
 import path from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
@@ -13,6 +12,7 @@ import { type NetHost, NetHosts } from '../support/agent-parts.js';
 import type { BenchContext } from '../support/context.js';
 import type { BenchOptions } from '../support/options.js';
 import { number, table } from '../support/report.js';
+import { inScratch } from '../support/scratch.js';
 import { type Tail, tailOf } from '../support/statistics.js';
 import type { PagedFaults } from './paged-main.js';
 import { writeLayer, writeSnapshot } from './snapshot.js';
@@ -20,8 +20,8 @@ import { writeLayer, writeSnapshot } from './snapshot.js';
 const ECHO_MAIN = fileURLToPath(new URL('./echo-main.js', import.meta.url));
 export const PAGED_MAIN = fileURLToPath(new URL('./paged-main.js', import.meta.url));
 const ECHO_PORT = 7900;
-const COUNT = 20_000;
-const COUNT_QUICK = 2000;
+const COUNT = 10_000;
+const COUNT_QUICK = 5000;
 const JSON_BYTES_MAX = 16 * 1024 * 1024;
 
 export interface FloorResult {
@@ -60,17 +60,14 @@ async function numbersOf(child: ChildProcess): Promise<number[]> {
 
 /** Of a layer in the memory of this host. */
 async function faults(count: number): Promise<readonly number[]> {
-  const folder = fs.mkdtempSync('/dev/shm/snowfork-bench-');
-  try {
+  return await inScratch(async (folder) => {
     const runFolder = path.join(folder, 'run');
     writeSnapshot(runFolder, { layer: writeLayer(folder) });
     const args = [PAGED_MAIN, runFolder, String(count)];
     const options = { maxBuffer: JSON_BYTES_MAX };
     const { stdout } = await promisify(execFile)(process.execPath, args, options);
     return (JSON.parse(stdout) as PagedFaults).latencyUs;
-  } finally {
-    fs.rmSync(folder, { recursive: true });
-  }
+  });
 }
 
 export function floorTable({ echoUs, faultUs }: FloorResult): string {

@@ -1,12 +1,12 @@
 // How long a touch of a page on another host takes, beside what it can't be faster than (`floor.ts`):
 // the pager of one host, the memory server of another, nothing held back by a link's rate.
 
-import fs from 'node:fs';
 import path from 'node:path';
 import { text } from 'node:stream/consumers';
 import { type NetHost, NetHosts } from '../support/agent-parts.js';
 import type { BenchContext } from '../support/context.js';
 import { below, type Check, number, table } from '../support/report.js';
+import { inScratch } from '../support/scratch.js';
 import { type Tail, tailOf } from '../support/statistics.js';
 import { benchFloor, type FloorResult, faultCount, floorTable, PAGED_MAIN } from './floor.js';
 import { serveFile } from './memory-server.js';
@@ -33,8 +33,7 @@ export async function benchLatency(context: BenchContext): Promise<LatencyResult
 }
 
 async function remoteFaults(count: number): Promise<PagedFaults> {
-  const folder = fs.mkdtempSync('/dev/shm/snowfork-bench-');
-  try {
+  return await inScratch(async (folder) => {
     await using net = await NetHosts.create({ hosts: 2 });
     const [alpha, beta] = net.hosts as [NetHost, NetHost];
     const file = writeLayer(folder);
@@ -46,9 +45,7 @@ async function remoteFaults(count: number): Promise<PagedFaults> {
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     return JSON.parse(await text(child.stdout!)) as PagedFaults;
-  } finally {
-    fs.rmSync(folder, { recursive: true });
-  }
+  });
 }
 
 export function checkLatency({ echoUs, faultUs, remoteUs }: LatencyResult): Check[] {

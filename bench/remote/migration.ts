@@ -2,7 +2,6 @@
 // post-copy. It gets the better of every choice: the QEMU over there has been started before the call, and no
 // bandwidth limit but the link's holds.
 
-import fs from 'node:fs';
 import path from 'node:path';
 import { type NetHost, NetHosts } from '../support/agent-parts.js';
 import { benchImage, buildImages, endHost, startHost } from '../support/bench-host.js';
@@ -14,6 +13,7 @@ import {
   prepareParts,
 } from '../support/plain-qemu.js';
 import { atLeast, below, type Check, number, spread, table } from '../support/report.js';
+import { inScratch } from '../support/scratch.js';
 import { type Summary, summarise } from '../support/statistics.js';
 import { forkLarge, type LargeFork, type LargeForks } from './fork-large.js';
 
@@ -26,8 +26,6 @@ const SOONER = 10;
 const BYTES_PART_MAX = 0.1;
 const ROUNDS = 3;
 const ROUNDS_QUICK = 1;
-/** For sockets. */
-const FOLDER = '/dev/shm/snowfork-bench';
 
 type How = 'stopped' | 'post-copy';
 type PlainOptions = Omit<PlainQemuOptions, 'incoming' | 'host'>;
@@ -53,23 +51,19 @@ export interface MigrationResult {
 }
 
 export async function benchMigration(context: BenchContext): Promise<MigrationResult> {
-  const options = await plainOptions(context);
-  fs.rmSync(FOLDER, { recursive: true, force: true });
-  fs.mkdirSync(FOLDER, { mode: 0o700 });
-  try {
+  return await inScratch(async (folder) => {
+    const options = await plainOptions(folder, context);
     const stopped = (await migrations(options, 'stopped', context))!;
     const postCopy = await migrations(options, 'post-copy', context);
     const snowfork = await forkLarge(context, {
       ...{ memoryMib: MEMORY_MIB, usedMib: USED_MIB, bitsPerSecond: LINK_BITS_PER_SECOND },
     });
     return { memoryMib: MEMORY_MIB, usedMib: USED_MIB, stopped, postCopy, snowfork };
-  } finally {
-    fs.rmSync(FOLDER, { recursive: true, force: true });
-  }
+  });
 }
 
 /** The machine that the agent gives its VMs here. */
-export async function plainOptions({ say }: BenchContext): Promise<PlainOptions> {
+export async function plainOptions(folder: string, { say }: BenchContext): Promise<PlainOptions> {
   const host = await startHost({ warmPoolSize: 0 });
   try {
     await buildImages(host, [MEMORY_MIB]);
@@ -78,7 +72,7 @@ export async function plainOptions({ say }: BenchContext): Promise<PlainOptions>
     const { qemu } = await host.info();
     const prepared = await prepareParts(`${MEMORY_MIB}M`, say);
     const { machineType, accelerator, cpuModel } = machine;
-    return { prepared, binary: qemu.path, folder: FOLDER, machineType, accelerator, cpuModel };
+    return { prepared, binary: qemu.path, folder, machineType, accelerator, cpuModel };
   } finally {
     await endHost(host);
   }
@@ -93,14 +87,18 @@ async function migrations(
   await using net = await NetHosts.create({ hosts: 2, bitsPerSecond });
   const rounds = quick ? ROUNDS_QUICK : ROUNDS;
   say(`migration: QEMU alone, ${how}, ${USED_MIB} of ${MEMORY_MIB} MiB filled`);
-  let vm = await startAt(net.hosts[0]!, { ...options, folder: folderOf(how, 0) });
+  let vm = await startAt(net.hosts[0]!, { ...options, folder: folderOf(options, how, 0) });
   const found: Migration[] = [];
   try {
     await vm.booted();
     await vm.startCommand(['perl', '-e', holdProgram(USED_MIB)], '');
     for (let round = 1; round <= rounds; round++) {
       const to = net.hosts[round % 2]!;
-      const copy = await startAt(to, { ...options, folder: folderOf(how, round), incoming: true });
+      const copy = await startAt(to, {
+        ...options,
+        folder: folderOf(options, how, round),
+        incoming: true,
+      });
       const source = vm;
       // From here on the copy is the VM, whatever becomes of the migration.
       await using _ = source;
@@ -123,8 +121,8 @@ async function startAt(host: NetHost, options: Omit<PlainQemuOptions, 'host'>): 
   return await PlainQemu.start({ ...options, host });
 }
 
-export function folderOf(how: string, round: number): string {
-  return path.join(FOLDER, `${how}-${round}`);
+function folderOf({ folder }: PlainOptions, how: How, round: number): string {
+  return path.join(folder, `${how}-${round}`);
 }
 
 async function refusalOf(machines: readonly PlainQemu[]): Promise<string | undefined> {

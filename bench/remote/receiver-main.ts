@@ -48,5 +48,5 @@ const before = process.cpuUsage();
 client.prefetch(0, 0, wanted.pageCount);
 await allHere;
 const { user, system } = process.cpuUsage(before);
-const received: Received = { processorUs: user + system };
+const received: Received = { processorUs: user + system, systemUs: system };
 process.stdout.write(JSON.stringify(received), () => process.exit(0));

@@ -12,8 +12,9 @@ import { benchImage, projectFolder } from '../support/bench-host.js';
 import type { BenchContext } from '../support/context.js';
 import { PlainQemu } from '../support/plain-qemu.js';
 import { below, type Check, number, spread, table } from '../support/report.js';
+import { inScratch } from '../support/scratch.js';
 import { median, type Summary, summarise } from '../support/statistics.js';
-import { folderOf, plainOptions } from './migration.js';
+import { plainOptions } from './migration.js';
 
 const MEMORY_MIB = 1024;
 const DATA_MIB = 256;
@@ -63,12 +64,14 @@ export async function benchServer(context: BenchContext): Promise<ServerResult> 
   const { options, quiet, say } = context;
   const rounds = options.quick ? ROUNDS_QUICK : ROUNDS;
   const cold: number[] = [];
-  const plain = await plainOptions(context);
-  for (let round = 0; round < rounds; round++) {
-    say(`server: a cold boot with ${DATA_MIB} MiB of data, round ${round + 1} of ${rounds}`);
-    await quiet.wait();
-    cold.push(await bootCold({ ...plain, folder: folderOf('server', round) }));
-  }
+  await inScratch(async (folder) => {
+    const plain = await plainOptions(folder, context);
+    for (let round = 0; round < rounds; round++) {
+      say(`server: a cold boot with ${DATA_MIB} MiB of data, round ${round + 1} of ${rounds}`);
+      await quiet.wait();
+      cold.push(await bootCold({ ...plain, folder: path.join(folder, String(round)) }));
+    }
+  });
   const without = await runClones('without replay', context);
   const replay = await runClones('with replay', context);
   const middle = Math.floor(rounds / 2);

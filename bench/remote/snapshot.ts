@@ -7,8 +7,8 @@ import path from 'node:path';
 import { encodePageMap, HeldPages, PAGE_BYTES } from '@snowfork/memserver';
 import type { Served } from './memory-server.js';
 
-/** Larger than what is touched, so that pages are far from each other. */
-const LAYER_PAGES = 65_536;
+/** 1 GiB: what is touched is so far apart that nothing is pushed or fetched beside it. */
+const LAYER_PAGES = 262_144;
 const LAYER_BYTES = LAYER_PAGES * PAGE_BYTES;
 const ORIGIN_TIMEOUT_MS = 30_000;
 

@@ -11,9 +11,11 @@ import { type NetHost, NetHosts } from '../support/agent-parts.js';
 import { projectFolder } from '../support/bench-host.js';
 import type { BenchContext } from '../support/context.js';
 import { type Check, number, spread, table } from '../support/report.js';
+import { inScratch } from '../support/scratch.js';
 import { type Summary, summarise } from '../support/statistics.js';
-import { FOLDER, writeRandom } from './delivery.js';
+import { writeRandom } from './delivery.js';
 import { deliverByMemoryServer } from './delivery-own.js';
+import { measureSteps, type Step } from './steps.js';
 
 const CROWD_MAIN = path.join(projectFolder, 'test/dist/sim/crowd-main.js');
 const LINK_BITS_PER_SECOND = 1e9;
@@ -31,23 +33,25 @@ interface Delivered {
   readonly receivers: number;
   readonly serverUsPerPage: Summary;
   readonly receiverUsPerPage: Summary;
+  /** Of the memory server's: the part in system calls. */
+  readonly serverSystemPart: Summary;
+  readonly receiverSystemPart: Summary;
 }
 
 export interface WorkResult {
   readonly delivered: readonly Delivered[];
   readonly crowds: readonly CrowdCost[];
+  readonly steps: readonly Step[];
 }
 
 export async function benchWork({ options, quiet, say }: BenchContext): Promise<WorkResult> {
   const delivered: Delivered[] = [];
-  fs.rmSync(FOLDER, { recursive: true, force: true });
-  fs.mkdirSync(FOLDER, { mode: 0o700 });
-  try {
-    const file = path.join(FOLDER, 'file');
+  await inScratch(async (folder) => {
+    const file = path.join(folder, 'file');
     writeRandom(file, options.quick ? FILE_MIB_QUICK : FILE_MIB);
     for (const receivers of HOSTS) {
       say(`work: pages to ${receivers} hosts`);
-      const found: { serverUsPerPage: number; receiverUsPerPage: readonly number[] }[] = [];
+      const found: Awaited<ReturnType<typeof deliver>>[] = [];
       for (let round = 0; round < (options.quick ? ROUNDS_QUICK : ROUNDS); round++) {
         await quiet.wait();
         found.push(await deliver(file, receivers));
@@ -56,11 +60,13 @@ export async function benchWork({ options, quiet, say }: BenchContext): Promise<
         receivers,
         serverUsPerPage: summarise(found.map(({ serverUsPerPage }) => serverUsPerPage)),
         receiverUsPerPage: summarise(found.flatMap(({ receiverUsPerPage }) => receiverUsPerPage)),
+        serverSystemPart: summarise(found.map(({ serverSystemPart }) => serverSystemPart)),
+        receiverSystemPart: summarise(
+          found.flatMap(({ receiverSystemPart }) => receiverSystemPart),
+        ),
       });
     }
-  } finally {
-    fs.rmSync(FOLDER, { recursive: true });
-  }
+  });
   const crowds: CrowdCost[] = [];
   for (const receivers of options.quick ? CROWDS_QUICK : CROWDS) {
     say(`work: ${receivers} receivers in the simulator`);
@@ -68,11 +74,13 @@ export async function benchWork({ options, quiet, say }: BenchContext): Promise<
     const { stdout } = await promisify(execFile)(process.execPath, args);
     crowds.push(JSON.parse(stdout) as CrowdCost);
   }
-  return { delivered, crowds };
+  say('work: single steps');
+  await quiet.wait();
+  return { delivered, crowds, steps: await measureSteps() };
 }
 
 async function deliver(file: string, count: number) {
-  const folder = fs.mkdtempSync(path.join(FOLDER, 'delivery-'));
+  const folder = fs.mkdtempSync(path.join(path.dirname(file), 'delivery-'));
   const linkBitsPerSecond = LINK_BITS_PER_SECOND;
   await using net = await NetHosts.create({ hosts: 1 + count, bitsPerSecond: linkBitsPerSecond });
   const [sender, ...receivers] = net.hosts as [NetHost, ...NetHost[]];
@@ -90,14 +98,20 @@ export function checkWork(): Check[] {
   return [];
 }
 
-export function workTable({ delivered, crowds }: WorkResult): string {
+export function workTable({ delivered, crowds, steps }: WorkResult): string {
   return [
     table(
       'Processor time for a page, µs, with sockets and files: median (min–max)',
-      ['to hosts', 'memory server', 'each receiver'],
-      delivered.map(({ receivers, serverUsPerPage, receiverUsPerPage }) => [
-        ...[String(receivers), spread(serverUsPerPage), spread(receiverUsPerPage)],
+      ['to hosts', 'memory server', 'of it in the kernel', 'each receiver', 'of it in the kernel'],
+      delivered.map((of) => [
+        ...[String(of.receivers), spread(of.serverUsPerPage), spread(of.serverSystemPart)],
+        ...[spread(of.receiverUsPerPage), spread(of.receiverSystemPart)],
       ]),
+    ),
+    table(
+      'Single steps, with warm caches, µs',
+      ['step', 'p50', 'p99'],
+      steps.map(({ name, p50Us, p99Us }) => [name, ...[p50Us, p99Us].map(number)]),
     ),
     table(
       `The protocol alone, in the simulator, ${CROWD_PAGES} pages that all receivers read`,

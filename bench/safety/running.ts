@@ -11,6 +11,7 @@ import { benchImage, endHost, poolFilled, startHost } from '../support/bench-hos
 import type { BenchContext } from '../support/context.js';
 import { PlainQemu, type PlainQemuOptions, prepareParts } from '../support/plain-qemu.js';
 import { below, type Check, spread, table } from '../support/report.js';
+import { inScratch } from '../support/scratch.js';
 import { type Summary, summarise } from '../support/statistics.js';
 import { type GuestShell, runWorker, shellOf, startWorker } from '../support/worker.js';
 
@@ -24,8 +25,6 @@ const ROUNDS = 5;
 const ROUNDS_QUICK = 1;
 /** To find out how much work takes that long. */
 const TRIAL = { cpu: 500_000, memory: 20 } as const;
-/** On tmpfs: sockets of the plain QEMUs, and the file with the state. */
-const FOLDER = '/dev/shm/snowfork-bench';
 const UNLIMITED_BYTES_PER_S = 1e12;
 
 const KINDS = ['cpu', 'memory'] as const;
@@ -63,21 +62,17 @@ interface Copies {
 export async function benchRunning(context: BenchContext): Promise<RunningResult[]> {
   const { machine, qemu, clones } = await measureClones(context);
   const prepared = await prepareParts(`${MEMORY_MIB}M`, context.say);
-  fs.rmSync(FOLDER, { recursive: true, force: true });
-  fs.mkdirSync(FOLDER, { mode: 0o700 });
-  try {
+  return await inScratch(async (folder) => {
     const plain = await measurePlain(
       {
-        ...{ prepared, binary: qemu.path, folder: FOLDER },
+        ...{ prepared, binary: qemu.path, folder },
         ...{ machineType: machine.machineType, accelerator: machine.accelerator },
         cpuModel: machine.cpuModel,
       },
       context,
     );
     return KINDS.map((kind) => ({ kind, clone: clones[kind], plain: plain[kind] }));
-  } finally {
-    fs.rmSync(FOLDER, { recursive: true, force: true });
-  }
+  });
 }
 
 async function measureClones(context: BenchContext) {

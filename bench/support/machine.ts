@@ -107,6 +107,17 @@ export function processorUse(pid: number): ProcessorUse {
   return { processMs, guestMs };
 }
 
+/** Of all threads of a process, in the kernel's ticks; what it did in the kernel apart. */
+export function processorTimes(pid: number): { userTicks: number; systemTicks: number } {
+  const text = fs.readFileSync(`/proc/${pid}/stat`, 'latin1');
+  // From the third field on: the second, the name, may have blanks.
+  const fields = text
+    .slice(text.lastIndexOf(')') + 2)
+    .split(' ')
+    .map(Number);
+  return { userTicks: fields[11]!, systemTicks: fields[12]! };
+}
+
 /** The process's share of the memory that it uses. */
 export function processPssBytes(pid: number): number {
   const rollup = fs.readFileSync(`/proc/${pid}/smaps_rollup`, 'latin1');
