@@ -2,8 +2,35 @@ import { defineConfig } from 'vitest/config';
 import { limitMs } from './test/support/soak.js';
 
 // Kinds of tests, from cheap to dear: `unit` needs no VM and no root; `sim` runs the memory server's
-// protocol in a simulated network; `net` runs it between processes in network namespaces; `vm` runs real VMs, one file after another, as they share one agent
-// and two cores.
+// protocol in a simulated network; `net` runs it between processes in network namespaces; `vm` and
+// `apart` run real VMs, one file after another. Those of `vm` share one agent, which nothing else
+// may use meanwhile; those of `apart` have agents of their own, and can run beside them.
+
+/** Files of test/vm that ask the shared agent for VMs (`testHost`). */
+const SHARED = [
+  'broken-clones',
+  'checkpoint',
+  'connect',
+  'examples',
+  'exec',
+  'guest-sdk',
+  'identity',
+  'inheritance',
+  'nested',
+  'python',
+  'sandbox-example',
+  'semantics',
+  'versions',
+].map((name) => `test/vm/${name}.test.ts`);
+
+/** One file after another, with the images built before the first. */
+const vms = {
+  fileParallelism: false,
+  globalSetup: ['test/support/vm-setup.ts'],
+  testTimeout: limitMs(120_000),
+  hookTimeout: 300_000,
+};
+
 export default defineConfig({
   test: {
     projects: [
@@ -17,14 +44,15 @@ export default defineConfig({
           testTimeout: limitMs(120_000),
         },
       },
+      // One run of both has one after the other.
+      { test: { name: 'vm', include: SHARED, ...vms, sequence: { groupOrder: 1 } } },
       {
         test: {
-          name: 'vm',
+          name: 'apart',
           include: ['test/vm/**/*.test.ts'],
-          fileParallelism: false,
-          globalSetup: ['test/support/vm-setup.ts'],
-          testTimeout: limitMs(120_000),
-          hookTimeout: 300_000,
+          exclude: SHARED,
+          ...vms,
+          sequence: { groupOrder: 2 },
         },
       },
     ],

@@ -1,29 +1,27 @@
 // `npm test`: sets up what is missing, runs all tests (or those whose file names match the
-// arguments) and ends with the line `N passed, N failed`. Unit tests, the simulator and the network
-// run beside those with VMs, which leave half of the processors idle. In CI a skipped test counts as
-// failed: there, every kind must be able to run.
+// arguments) and ends with the line `N passed, N failed`. Two lanes run side by side, as tests with VMs
+// leave half of the processors idle: those with agents of their own, and all others. In CI a skipped
+// test counts as failed: there, every kind must be able to run.
 
 import { spawn } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { root, setUp } from './setup.mjs';
+import { root, run, setUp } from './setup.mjs';
 
 // The documentation's lines for curl are run; hosts of a network are network namespaces.
 // Clusters have their store in etcd.
 // What packs initramfs is held against cpio.
 setUp({ cpio: 'cpio', curl: 'curl', iproute2: 'ip', nftables: 'nft', 'etcd-server': 'etcd' });
+/** Enough for what a runner says when it ends before its tests. */
+const LINES_OF_A_CRASH = 60;
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'snowfork-test-'));
-const counts = (
-  await Promise.all([
-    runTests('unit', 'pipe').then(async (unit) => [
-      unit,
-      await runTests('sim', 'pipe'),
-      await runTests('net', 'pipe'),
-    ]),
-    runTests('vm', 'inherit'),
-  ])
-).flat();
+const runs = new Set();
+endWithThis();
+prepareVms();
+// What the first prints is seen at once; the others' waits until they end, so that two don't mix.
+const lanes = [['apart'], ['vm', 'unit', 'sim', 'net']];
+const counts = (await Promise.all(lanes.map((kinds, index) => runLane(kinds, index === 0)))).flat();
 fs.rmSync(folder, { recursive: true, force: true });
 
 const sum = (key) => counts.reduce((total, count) => total + count[key], 0);
@@ -46,8 +44,35 @@ for (const failure of counts.flatMap((count) => count.failures)) {
 process.stdout.write(`${sum('passed')} passed, ${failed} failed\n`);
 process.exit(failed === 0 ? 0 : 1);
 
-/** @param output where it goes: `pipe` keeps it until the end, so that two don't mix */
-async function runTests(project, output) {
+/** The agent that both lanes use for images ends with this process. */
+function prepareVms() {
+  const files = fs.readdirSync(path.join(root, 'test/vm')).map((name) => `test/vm/${name}`);
+  const wanted = process.argv.slice(2);
+  if (wanted.length > 0 && !files.some((file) => wanted.some((name) => file.includes(name))))
+    return;
+  process.env.SNOWFORK_TEST_OWNER = String(process.pid);
+  const tsx = path.join(root, 'node_modules/tsx/dist/cli.mjs');
+  run(process.execPath, [tsx, path.join(root, 'test/support/vm-setup.ts')]);
+}
+
+/** A terminal tells all of its processes; who ends this one alone means the others too. */
+function endWithThis() {
+  for (const signal of ['SIGTERM', 'SIGHUP']) {
+    process.once(signal, () => {
+      for (const child of runs) child.kill(signal);
+      fs.rmSync(folder, { recursive: true, force: true });
+      process.kill(process.pid, signal);
+    });
+  }
+}
+
+async function runLane(kinds, atOnce) {
+  const counts = [];
+  for (const kind of kinds) counts.push(await runTests(kind, atOnce));
+  return counts;
+}
+
+async function runTests(project, atOnce) {
   const results = path.join(folder, `${project}.json`);
   const vitest = path.join(root, 'node_modules/vitest/vitest.mjs');
   const options = [
@@ -59,17 +84,27 @@ async function runTests(project, output) {
   ];
   const child = spawn(process.execPath, [vitest, 'run', ...options, ...process.argv.slice(2)], {
     cwd: root,
-    stdio: ['inherit', output, output],
+    stdio: ['inherit', 'pipe', 'pipe'],
   });
+  runs.add(child);
   const chunks = [];
-  child.stdout?.on('data', (chunk) => chunks.push(chunk));
-  child.stderr?.on('data', (chunk) => chunks.push(chunk));
-  const status = await new Promise((resolve) => child.once('close', resolve));
-  process.stdout.write(Buffer.concat(chunks));
-  return count(results, status);
+  const take = (chunk) => {
+    chunks.push(chunk);
+    if (atOnce) process.stdout.write(chunk);
+  };
+  child.stdout.on('data', take);
+  child.stderr.on('data', take);
+  const end = await new Promise((resolve) =>
+    child.once('close', (status, signal) => resolve(signal ?? status)),
+  );
+  runs.delete(child);
+  const printed = Buffer.concat(chunks);
+  if (!atOnce) process.stdout.write(printed);
+  return count(results, end, printed.toString());
 }
 
-function count(results, status) {
+/** @param end exit code, or the signal that ended it; @param printed what the run printed */
+function count(results, end, printed) {
   const counted = { passed: 0, failed: 0, skipped: 0, failures: [] };
   if (fs.existsSync(results)) {
     const report = JSON.parse(fs.readFileSync(results, 'utf8'));
@@ -83,9 +118,12 @@ function count(results, status) {
     counted.failures = report.testResults.flatMap(failuresOf);
   }
   // The run itself can fail without a failed test: an unhandled error, a crash of the runner.
-  if (status !== 0 && counted.failed === 0) {
+  if (end !== 0 && counted.failed === 0) {
+    const lines = printed.trimEnd().split('\n').slice(-LINES_OF_A_CRASH).join('\n  ');
     counted.failed = 1;
-    counted.failures = [`the run of ${path.basename(results, '.json')} ended with ${status}`];
+    counted.failures = [
+      `the run of ${path.basename(results, '.json')} ended with ${end}; it printed last\n  ${lines}`,
+    ];
   }
   return counted;
 }

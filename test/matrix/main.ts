@@ -110,7 +110,7 @@ async function runCell({ qemu, kernel }: Cell, files: readonly string[]): Promis
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${report}`];
   const child = spawn(
     process.execPath,
-    [vitest, 'run', '--project', 'vm', ...reporters, ...files],
+    [vitest, 'run', '--project', 'vm', '--project', 'apart', ...reporters, ...files],
     {
       cwd: root,
       stdio: ['ignore', 'inherit', 'inherit'],

@@ -1,8 +1,11 @@
 // A cluster for tests, with the tests' images on the first host only (`net-cluster.ts`), and what its
 // tests look at.
 
+import { once } from 'node:events';
 import fs from 'node:fs';
+import http from 'node:http';
 import path from 'node:path';
+import { text } from 'node:stream/consumers';
 import {
   type Member,
   NetCluster,
@@ -31,6 +34,13 @@ async function optionsOf(hosts: number, settings: object) {
 
 export function agentLog({ state }: ClusterHost): string {
   return fs.readFileSync(path.join(state, 'agent.log'), 'utf8');
+}
+
+/** As Prometheus gets them. */
+export async function metricsOf({ state }: ClusterHost): Promise<{ status: number; text: string }> {
+  const asked = http.get({ socketPath: path.join(state, 'agent.sock'), path: '/v1/metrics' });
+  const [response] = (await once(asked, 'response')) as [http.IncomingMessage];
+  return { status: response.statusCode ?? 0, text: await text(response) };
 }
 
 /** The process of a host that was started with these words. */

@@ -144,6 +144,25 @@ export class FakeService implements AgentService {
         ],
         latencyUsBuckets: [0, 1, 2],
       },
+      vms: [
+        {
+          ...{ vm: 'vm1', snapshot: 's1', ownBytes: 11e6, sharedBytes: 22e6 },
+          pages: { zero: 1, local: 2, replica: 3, demand: 4 },
+        },
+      ],
+      snapshots: [
+        {
+          snapshot: 's1',
+          pages: {
+            totalPages: 65_536,
+            privatePages: 20,
+            freePages: 50_000,
+            zeroPages: 5,
+            referencedPages: 4,
+            storedPages: 11,
+          },
+        },
+      ],
     };
   }
 
@@ -218,6 +237,7 @@ export class FakeService implements AgentService {
       privatePages: 256,
       sharedPages: 300,
       freePages: 40_000,
+      pages: { zero: 20, local: 30, replica: 40, demand: 50, cache: 460 },
       cpuMs: 120,
     };
   }

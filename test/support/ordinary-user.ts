@@ -7,12 +7,14 @@ import { once } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { NetHost } from '../../packages/clone-agent/src/system/net-hosts.js';
 
 const root = path.resolve(fileURLToPath(import.meta.url), '../../..');
 const PARENT = '/var/tmp';
 const PREFIX = 'sfu-';
-/** Above the ids that systems give, and each test process has one of its own. */
+/** Above the ids that systems give, and each test process has its own. */
 const FIRST_USER_ID = 1_000_000;
+const PROCESS_IDS_MAX = 2 ** 22;
 const MODES = { usual: '0666', closed: '0600' } as const;
 
 /** Run by root in a mount namespace of its own: $1 folder, $2 user, $3 mode of /dev/fuse. */
@@ -48,13 +50,17 @@ export interface RunOptions {
   /** Of /dev/fuse. */
   readonly fuse?: keyof typeof MODES;
   readonly namespaces?: 'forbidden';
+  /** Of which network the user is; of the test's own without it. */
+  readonly net?: NetHost;
 }
 
 export class OrdinaryUser implements AsyncDisposable {
-  readonly id = FIRST_USER_ID + process.pid;
+  readonly id: number;
   readonly #folder: string;
 
-  constructor() {
+  /** `number`: of several at a time. */
+  constructor(number = 0) {
+    this.id = FIRST_USER_ID + number * PROCESS_IDS_MAX + process.pid;
     this.#folder = fs.mkdtempSync(path.join(PARENT, PREFIX));
     fs.chmodSync(this.#folder, 0o755);
     for (const name of ['dev', 'project', 'disk']) fs.mkdirSync(path.join(this.#folder, name));
@@ -99,11 +105,15 @@ export class OrdinaryUser implements AsyncDisposable {
     const mode = MODES[options.fuse ?? 'usual'];
     const enter = [ENTER, 'sh', this.#folder, String(this.id), mode, root, process.execPath];
     const forbid = options.namespaces === 'forbidden' ? FORBID : [];
-    const all = ['--mount', '--', 'sh', '-c', ...enter, ...forbid, ...command];
+    const all = ['unshare', '--mount', '--', 'sh', '-c', ...enter, ...forbid, ...command];
+    const network = options.net === undefined ? [] : [`--net=${options.net.namespace}`];
     const { PATH } = process.env;
     const environment = { PATH, HOME: this.home, SNOWFORK_OWNER: String(process.pid) };
     return untilEnded(
-      spawn('unshare', all, { env: environment, stdio: ['ignore', 'pipe', 'pipe'] }),
+      spawn('nsenter', [...network, ...all], {
+        env: environment,
+        stdio: ['ignore', 'pipe', 'pipe'],
+      }),
     );
   }
 

@@ -23,9 +23,17 @@ export function whyNoVms(): string | undefined {
   return undefined;
 }
 
+/** The process that the shared agent ends with: that of `npm test`, or the first that asks for it. */
+const sharedOwner = process.env.SNOWFORK_TEST_OWNER;
+
+/** Whether the shared agent is to be ended by this process. */
+export function isSharedOwn(): boolean {
+  return sharedOwner === undefined;
+}
+
 /** The agent that all VM tests share, with the image `name` built. */
 export async function testHost(...images: string[]): Promise<Host> {
-  const host = await connectOwned(testState);
+  const host = await connectOwned(testState, sharedOwner);
   for (const name of images) {
     await host.buildImage({ name, file: path.join(root, 'images', `${name}.yaml`) });
   }
@@ -77,9 +85,9 @@ export async function removeLeftApart(): Promise<void> {
   }
 }
 
-function connectOwned(stateFolder: string): Promise<Host> {
+function connectOwned(stateFolder: string, owner = String(process.pid)): Promise<Host> {
   // Vitest has no import.meta.resolve, by which the SDK finds the agent's program.
   process.env.SNOWFORK_AGENT ??= path.join(root, 'packages/clone-agent/dist/main.js');
-  process.env.SNOWFORK_OWNER = String(process.pid);
+  process.env.SNOWFORK_OWNER = owner;
   return connect({ stateFolder });
 }

@@ -453,7 +453,9 @@ describe('stats and tree', () => {
     const id = await launched();
     expect((await sf('stats')).stdout).toContain('3 of 4 ready');
     expect((await json('stats')).answer.pager.objects).toHaveLength(1);
-    expect((await sf('stats', id)).stdout).toContain('256 pages, 1.0 MiB');
+    const { stdout } = await sf('stats', id);
+    expect(stdout).toContain('256 pages, 1.0 MiB');
+    expect(stdout).toContain('50 of other hosts waited for, 40 that had come before');
     expect((await json('stats', id)).answer).toMatchObject({ vm: id, privatePages: 256 });
   });
 

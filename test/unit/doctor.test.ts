@@ -10,6 +10,7 @@ import {
   checkLimits,
   checkRoom,
   checkSandbox,
+  checkWrites,
 } from '../../packages/clone-agent/src/doctor.js';
 import { type HostFacts, readCgroups, readFacts } from '../../packages/sdk/src/cli/doctor/facts.js';
 import { judgeHost } from '../../packages/sdk/src/cli/doctor/judge.js';
@@ -208,6 +209,13 @@ describe('the agent', () => {
     const denied = 'KVM runs no boot sector: /dev/kvm: EACCES';
     const { mend } = checkAccelerator({ ...qemu, accelerator: 'tcg', reason: denied });
     expect(mend).toContain('usermod -aG kvm');
+  });
+
+  test('says why forks copy more than they need to', () => {
+    expect(checkWrites(undefined).status).toBe('ok');
+    const message = expect.stringContaining('userfaultfd: Operation not permitted');
+    const check = checkWrites('userfaultfd: Operation not permitted');
+    expect(check).toMatchObject({ status: 'warn', message, mend: expect.stringContaining('6.7') });
   });
 
   test('says what keeps QEMUs apart, and what is missing', () => {

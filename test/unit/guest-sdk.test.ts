@@ -478,7 +478,7 @@ test('the SDK loads neither zod nor anything else that a program need not wait f
   };
   load(new URL('../../packages/sdk/src/guest/index.ts', import.meta.url));
   const packages = [...loaded].filter((name) => !name.startsWith('/')).sort();
-  expect(packages).toEqual(['msgpackr', 'node:crypto', 'node:module', 'node:net']);
+  expect(packages).toEqual(['msgpackr', 'node:crypto', 'node:events', 'node:module', 'node:net']);
 });
 
 const sfGuest = fileURLToPath(

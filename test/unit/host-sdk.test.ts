@@ -52,6 +52,17 @@ describe('a host', () => {
     expect((await host.vm(vm.id)).initialInfo.times?.resumedMs).toBe(37);
   });
 
+  test('is asked much at once under one signal, of which Node says nothing', async () => {
+    const warnings: (string | undefined)[] = [];
+    const warned = ({ stack }: Error) => void warnings.push(stack);
+    process.on('warning', warned);
+    const { signal } = new AbortController();
+    const waits = Array.from({ length: 20 }, () => vm.wait({ signal, timeoutMs: 200 }));
+    await Promise.allSettled(waits);
+    process.off('warning', warned);
+    expect(warnings).toEqual([]);
+  });
+
   test('builds images with progress', async () => {
     const steps: string[] = [];
     const onProgress = ({ step }: { step: string }) => void steps.push(step);

@@ -218,6 +218,8 @@ describe('rates', () => {
       memory,
       pool: { size: 0, ready: 0, pssBytes: 0 },
       pager: { pid, objects: listed, latencyUsBuckets: buckets },
+      vms: [],
+      snapshots: [],
     };
   }
 

@@ -135,6 +135,24 @@ describe('WarmPool', () => {
     await pool[Symbol.asyncDispose]();
   });
 
+  it('says nothing of a start that failed as its disks went, and starts the others', async () => {
+    let fails = true;
+    const { pool, alive, errors } = makePool(1, {
+      fail: () => {
+        if (!fails) return false;
+        pool.dropDisks('/mnt/s7');
+        fails = false;
+        return true;
+      },
+    });
+    pool.want(small);
+    pool.want({ ...large, diskPath: '/mnt/s7/disk0' });
+    await pool.settled();
+    expect(errors).toEqual([]);
+    expect(alive().map(({ shape }) => shape)).toEqual([small]);
+    await pool[Symbol.asyncDispose]();
+  });
+
   it('bounds the shapes that it keeps, and ends those of the one wanted longest ago', async () => {
     const { pool, alive } = makePool(1);
     for (let index = 0; index <= SHAPES_MAX; index++) pool.want(shape(index));

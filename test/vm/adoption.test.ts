@@ -169,7 +169,7 @@ echo "$@" > /tmp/new; mv /tmp/new /tmp/answer${round}`,
     await nextAgent();
     expect((await host.vms()).map(({ id }) => id)).toEqual([vm.id, two!.id]);
     expect(await host.join(fork.ticket, { timeoutMs: 0 })).toMatchObject([
-      { cloneId: 1, status: 'lost', reason: 'lost: it ended while no agent ran' },
+      { cloneId: 1, status: 'lost', reason: 'it ended while no agent ran' },
       { cloneId: 2, status: 'running' },
     ]);
     expect(await (await host.vm(one!.id)).wait()).toMatchObject({ how: 'lost' });

@@ -50,7 +50,7 @@ describeVms('an agent', () => {
     await sh(vm, 'until ps | grep -q "[s]leep 1000"; do usleep 10000; done');
     process.kill(pid, 'SIGTERM');
     // Whoever waits is told.
-    expect(await join).toMatchObject([{ reason: 'killed: the agent was shut down' }]);
+    expect(await join).toMatchObject([{ reason: 'the agent was shut down' }]);
     expect((await command).code).toMatch(/^SF_(VM_GONE|ABORTED|AGENT_UNREACHABLE)$/);
     await eventually(() => expect([pid, ...started].filter(isRunning)).toEqual([]));
     expect(mountsBelow(state)).toEqual([]);

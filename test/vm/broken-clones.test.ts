@@ -61,7 +61,7 @@ describeVms('a clone that breaks', () => {
     expect(await rejection(crash)).toMatchObject({ code: 'SF_VM_GONE' });
     expect(await slotOf(clone)).toMatchObject({
       status: 'lost',
-      reason: 'lost: the guest powered off, rebooted or panicked',
+      reason: 'the guest powered off, rebooted or panicked',
     });
     await screen.shows('Kernel panic - not syncing: sysrq triggered crash');
     expect((await clone.info()).end).toMatchObject({ how: 'lost' });
@@ -125,7 +125,7 @@ describeVms('a clone that breaks', () => {
     await clone.kill();
     expect(await slotOf(clone)).toMatchObject({
       status: 'lost',
-      reason: 'killed: killed by a caller of the API',
+      reason: 'a caller of the API ended it',
     });
   });
 

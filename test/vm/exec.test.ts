@@ -232,7 +232,7 @@ describeVms('a VM', () => {
     expect(await rejection(vm.wait({ timeoutMs: 50 }))).toMatchObject({ code: 'SF_TIMEOUT' });
     const { pid } = await vm.info();
     await vm.kill();
-    const end = { how: 'killed', reason: 'killed by a caller of the API' };
+    const end = { how: 'killed', reason: 'a caller of the API ended it' };
     expect(await Promise.all([...waits, vm.wait()])).toEqual([end, end, end]);
     expect(await vm.info()).toMatchObject({ state: 'ended', end });
     expect(() => process.kill(pid!, 0)).toThrow('ESRCH');

@@ -16,7 +16,7 @@ import {
   Steady,
   sh,
 } from '../fixtures/guests.js';
-import { eventually } from '../support/eventually.js';
+import { patiently } from '../support/eventually.js';
 import { hostApart } from '../support/test-host.js';
 
 const fixtures = path.join(import.meta.dirname, '../fixtures/hostile');
@@ -95,7 +95,7 @@ describeVms('a hostile guest', () => {
   /** The guest side has the port again, and the VM can do all that it could. */
   async function expectRecovered(deed: string): Promise<void> {
     await screen.shows(`${deed}: ends`);
-    await eventually(async () => expect(await sh(vm, 'echo back')).toBe('back'));
+    await patiently(async () => expect(await sh(vm, 'echo back')).toBe('back'));
     const { clones } = await vm.fork(1);
     expect(clones[0]).toMatchObject({ status: 'fulfilled' });
   }

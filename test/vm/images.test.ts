@@ -75,6 +75,25 @@ describeVms('an image build', () => {
     expect(everything(state)).toEqual(before);
   });
 
+  it('builds once what two ask for at the same time', async () => {
+    apart = await hostApart({ warmPoolSize: 0 }, 'minimal');
+    const { host, state } = apart;
+    const file = declare(state, 'wanted', '');
+    const steps: string[] = [];
+    const onProgress = ({ step }: { step: string }) => steps.push(step);
+    const caller = new AbortController();
+    const first = host.buildImage({ name: 'wanted', file });
+    const second = host.buildImage({ name: 'wanted', file }, { onProgress });
+    const third = host.buildImage({ name: 'wanted', file }, { signal: caller.signal });
+    const thirds = rejection(third);
+    await eventually(() => expect(steps).toEqual(['wait']));
+    caller.abort();
+    expect(await thirds).toMatchObject({ code: 'SF_ABORTED' });
+    const { image } = await first;
+    expect(await second).toEqual({ image, unchanged: true });
+    expect(steps).toEqual(['wait']);
+  });
+
   it('builds an unchanged image once, and a changed one beside VMs of the older', async () => {
     apart = await hostApart({ warmPoolSize: 0 }, 'minimal');
     const { host, state } = apart;

@@ -151,4 +151,17 @@ describeVms('a fork', () => {
       expect(stats.touchedPages).toBeLessThan(fork.snapshot.pages.totalPages / 2);
     }
   });
+
+  it('tells which of them got what, and from where', async () => {
+    const { id } = fork.snapshot;
+    const { vms, pager } = await host.stats();
+    const all = pager.objects.find((of) => of.object === 'ram' && of.snapshot === id)!;
+    const clonesOfIt = vms.filter(({ snapshot }) => snapshot === id);
+    const sum = (source: 'zero' | 'local') =>
+      clonesOfIt.reduce((pages, vm) => pages + vm.pages[source], 0);
+    expect(clonesOfIt.map(({ vm }) => vm).sort()).toEqual(clones.map((vm) => vm.id).sort());
+    expect([sum('zero'), sum('local')]).toEqual([all.zeroPages, all.localPages]);
+    expect(Math.min(all.zeroPages, all.localPages)).toBeGreaterThan(0);
+    for (const clone of clones) expect((await clone.stats()).pages!.cache).toBeGreaterThan(0);
+  });
 });

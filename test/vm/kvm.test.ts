@@ -55,6 +55,7 @@ describeVms('a tiny guest', () => {
     pager = await PagerKeeper.start({ state, log: pino({ level: 'error' }), journal });
     store = new SnapshotStore(state, {
       ready: (id, like) => pager.ready(id, like),
+      bring: (id, pages) => pager.bring(id, pages),
       dropped: (id) => pager.drop(id),
       changed: () => {},
     });

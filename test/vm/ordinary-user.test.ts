@@ -5,6 +5,11 @@ import fs from 'node:fs';
 import path from 'node:path';
 import type { DoctorCheck } from '@snowfork/sdk';
 import { afterEach, beforeEach, expect, it } from 'vitest';
+import {
+  type NetHost,
+  NetHosts,
+  whyNoNetHosts,
+} from '../../packages/clone-agent/src/system/net-hosts.js';
 import { describeVms } from '../fixtures/guests.js';
 import { eventually } from '../support/eventually.js';
 import { OrdinaryUser, type Ran } from '../support/ordinary-user.js';
@@ -101,6 +106,8 @@ describeVms('an ordinary user', () => {
     process.kill(killed, 'SIGKILL');
     await eventually(() => expect(user.processes()).not.toContain(killed));
     expect(words(await user.sf(['exec', vm, '--', 'cat', '/tmp/note']))).toBe('kept\n');
+    const { pages } = JSON.parse(words(await user.sf(['stats', vm, '--json'])));
+    expect(pages.local).toBeGreaterThan(0);
     words(await user.sf(['fork', vm]));
     expect(await agentPid()).not.toBe(killed);
     words(await user.sf(['down']));
@@ -131,6 +138,49 @@ describeVms('an ordinary user', () => {
     await expectNothingLeft();
     expect(fs.readdirSync(path.join(user.state, 'cache')).join()).not.toContain('build-');
   }, 600_000);
+
+  it.skipIf(whyNoNetHosts())(
+    'makes a cluster with others, and forks over their hosts',
+    async () => {
+      await using net = await NetHosts.create({ hosts: 2 });
+      const [alpha, beta] = net.hosts as [NetHost, NetHost];
+      await using other = new OrdinaryUser(1);
+      await withImage();
+      await other.giveState(testState, ['cache']);
+      const here = async (...command: string[]) => words(await user.sf(command, { net: alpha }));
+      const there = async (...command: string[]) => words(await other.sf(command, { net: beta }));
+      const self = ['--host', 'alpha', '--address', alpha.address];
+      const made = await here('cluster', 'init', ...self);
+      const [, at, token] = /host join (\S+) --token (\S+)/.exec(made)!;
+      await there(
+        'host',
+        'join',
+        at!,
+        '--token',
+        token!,
+        '--host',
+        'beta',
+        '--address',
+        beta.address,
+      );
+      const vm = (await here('launch', 'minimal', '--hosts', 'alpha')).trim();
+      await here('exec', vm, '--', 'sh', '-c', 'echo of the parent > /tmp/note');
+      const fork = JSON.parse(await here('--json', 'fork', vm, '-n', '2'));
+      const clones: string[] = fork.clones.map((clone: { vm: { id: string } }) => clone.vm.id);
+      expect(clones.map((clone) => clone.split('-')[1]).sort()).toEqual(['alpha', 'beta']);
+      for (const clone of clones) {
+        expect(await there('exec', clone, '--', 'cat', '/tmp/note')).toBe('of the parent\n');
+      }
+      await there('down');
+      await eventually(() => expect(other.processes()).toEqual([]));
+      await here('down');
+      // The store goes on, as other hosts may need it, and the next agent finds it.
+      expect(await here('host', 'ls')).toContain('alpha');
+      await here('down');
+      for (const pid of user.processes()) process.kill(pid, 'SIGKILL');
+      await eventually(() => expect(user.processes()).toEqual([]));
+    },
+  );
 
   it('is told the mend where user namespaces are forbidden', async () => {
     const ran = await user.sf(['--json', 'up'], { namespaces: 'forbidden' });

@@ -148,13 +148,33 @@ describeVms('forks', () => {
         expect(slot.status).toBe('running');
         const clone = await host.vm(slot.vm!);
         // Its program has its answer, whatever became of the other one's request.
-        const told = await sh(clone, 'until grep -h . /tmp/one /tmp/two; do usleep 50000; done');
-        expect(told.split('\n')).toContain(`${slot.cloneId} ${ticket} 2`);
+        const answer = `${slot.cloneId} ${ticket} 2`;
+        const look = `until grep -hx '${answer}' /tmp/one /tmp/two; do usleep 50000; done`;
+        expect(await sh(clone, look)).toBe(answer);
         const inherited = own.inherited(clone);
         expect(await inherited.hash()).toBe(inherited.expectedHash());
       }
     }
     expect(await own.hash()).toBe(own.expectedHash());
+  });
+
+  it('have clones that take a command, and can be forked, as soon as they have an id', async () => {
+    const known = new Set((await host.vms()).map(({ id }) => id));
+    const watching = new AbortController();
+    const { signal } = watching;
+    let forking: Promise<unknown> | undefined;
+    const onReady = () => {
+      forking = vm.fork(1);
+    };
+    for await (const { kind, id } of host.watch({ signal, onReady })) {
+      if (kind !== 'vm' || known.has(id)) continue;
+      const clone = await host.vm(id);
+      const [said, forked] = await Promise.all([sh(clone, 'hostname'), clone.fork(1)]);
+      expect(said).toBe(id);
+      expect(clonesOf(forked)).toHaveLength(1);
+      break;
+    }
+    await forking;
   });
 
   it('during forks, of the same VM and of clones that have just come up, all succeed', async () => {
@@ -205,7 +225,7 @@ describeVms('forks', () => {
     const late = host.join(ticket);
     await host.killTicket(ticket);
     for (const slot of await late) {
-      expect(slot).toMatchObject({ status: 'lost', reason: 'killed: killed by its ticket' });
+      expect(slot).toMatchObject({ status: 'lost', reason: 'its ticket was killed' });
     }
     for (const clone of clonesOf({ clones } as never)) {
       expect((await clone.info()).state).toBe('ended');
