@@ -23,25 +23,23 @@ const SHARED = [
   'versions',
 ].map((name) => `test/vm/${name}.test.ts`);
 
+/** These only end what has failed anyway: a busy machine takes many times as long as a quiet one. */
+const limits = { testTimeout: limitMs(300_000), hookTimeout: 300_000 };
+
 /** One file after another, with the images built before the first. */
-const vms = {
-  fileParallelism: false,
-  globalSetup: ['test/support/vm-setup.ts'],
-  testTimeout: limitMs(120_000),
-  hookTimeout: 300_000,
-};
+const vms = { ...limits, fileParallelism: false, globalSetup: ['test/support/vm-setup.ts'] };
 
 export default defineConfig({
   test: {
     projects: [
-      { test: { name: 'unit', include: ['test/unit/**/*.test.ts'], testTimeout: limitMs(30_000) } },
-      { test: { name: 'sim', include: ['test/sim/**/*.test.ts'], testTimeout: limitMs(120_000) } },
+      { test: { ...limits, name: 'unit', include: ['test/unit/**/*.test.ts'] } },
+      { test: { ...limits, name: 'sim', include: ['test/sim/**/*.test.ts'] } },
       {
         test: {
+          ...limits,
           name: 'net',
           include: ['test/net/**/*.test.ts'],
           fileParallelism: false,
-          testTimeout: limitMs(120_000),
         },
       },
       // One run of both has one after the other.

@@ -22,13 +22,13 @@ let lastTicket = 0;
 
 beforeAll(async () => {
   members = await EtcdMembers.start(['one']);
-}, 60_000);
+});
 afterEach(async () => {
   await Promise.all(stores.map((store) => store.close()));
   stores = [];
   members.forgetAll();
 });
-afterAll(() => members.close(), 60_000);
+afterAll(() => members.close());
 
 async function join(name: string): Promise<EtcdStore> {
   const store = await members.open(name, { hostTimeoutMs: 3000 });

@@ -9,7 +9,6 @@ import { whyNoNetHosts } from '../../packages/clone-agent/src/system/net-hosts.j
 import { eventually } from '../support/eventually.js';
 
 const CLUSTER_CHECKS = ['certificate', 'store', 'clocks', 'page delivery', 'socket buffers'];
-const SETUP_MS = 120_000;
 
 describe.skipIf(whyNoNetHosts() !== undefined)('the doctor of a cluster', () => {
   let cluster: NetCluster;
@@ -19,11 +18,11 @@ describe.skipIf(whyNoNetHosts() !== undefined)('the doctor of a cluster', () => 
   beforeAll(async () => {
     cluster = await NetCluster.join({ hosts: 2, parentFolder: os.tmpdir() });
     [alpha, beta] = cluster.hosts as [Member, Member];
-  }, SETUP_MS);
+  });
 
   afterAll(async () => {
     await cluster?.close();
-  }, SETUP_MS);
+  });
 
   const checksOf = async ({ sf }: Member): Promise<Record<string, DoctorCheck>> => {
     const { checks } = await sf.doctor();

@@ -16,7 +16,7 @@ let member: EtcdProcess;
 beforeAll(async () => {
   members = await EtcdMembers.start([MEMBER]);
   await members.stop(MEMBER);
-}, 60_000);
+});
 afterEach(() => members.stop(MEMBER));
 afterAll(() => members.close());
 

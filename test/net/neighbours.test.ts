@@ -103,7 +103,9 @@ test.skipIf(reason)('where multicast reaches, no neighbour is asked', async () =
   await using hosts = await NeighbourHosts.start({ pageCount: PAGES, asks, isMulticastBlocked });
   await hosts.fetch([1, 2], { atOnce: 8 });
   expect(await hosts.hash(2)).toBe(hosts.rightHash);
-  expect((await hosts.served(hosts.of(1).server)).requests).toBe(0);
+  // But for what is asked for while a busy machine has not told yet that multicast reaches.
+  const { pagesSent } = await hosts.served(hosts.of(1).server);
+  expect(pagesSent.data).toBeLessThan(PAGES / 8);
 });
 
 test.skipIf(reason)('what a host has let go for newer pages it fetches again', async () => {

@@ -14,7 +14,6 @@ import { eventually } from '../support/eventually.js';
 const LIFETIME_MS = 15_000;
 /** As in `/proc/PID/cmdline`. */
 const ETCD = 'etcd\0--name';
-const SETUP_MS = 120_000;
 
 describe.skipIf(whyNoNetHosts() !== undefined)('hosts whose certificates run out', () => {
   let cluster: NetCluster;
@@ -25,11 +24,11 @@ describe.skipIf(whyNoNetHosts() !== undefined)('hosts whose certificates run out
     const settings = { certificateLifetimeMs: LIFETIME_MS };
     cluster = await NetCluster.join({ hosts: 2, parentFolder: os.tmpdir(), settings });
     [alpha, beta] = cluster.hosts as [Member, Member];
-  }, SETUP_MS);
+  });
 
   afterAll(async () => {
     await cluster?.close();
-  }, SETUP_MS);
+  });
 
   const certificates = () => [alpha, beta].map(({ state }) => readClusterFile(state)!.certificate);
 

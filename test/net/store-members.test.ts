@@ -17,7 +17,6 @@ import { patiently } from '../support/eventually.js';
 
 /** As in `/proc/PID/cmdline`. */
 const ETCD = 'etcd\0--name';
-const SETUP_MS = 120_000;
 
 async function open(hosts: number): Promise<NetCluster> {
   const settings = { storeMember: true };
@@ -58,16 +57,16 @@ describe.skipIf(whyNoNetHosts() !== undefined)('the store of four hosts with etc
   beforeAll(async () => {
     cluster = await open(4);
     alpha = cluster.hosts[0]!;
-  }, SETUP_MS);
+  });
 
   afterEach(async () => {
     for (const { net } of cluster.hosts) await net.heal();
     await threeMembers();
-  }, SETUP_MS);
+  });
 
   afterAll(async () => {
     await cluster?.close();
-  }, SETUP_MS);
+  });
 
   const hostOf = (name: string) => cluster.hosts.find((host) => host.name === name)!;
 
@@ -205,11 +204,11 @@ describe.skipIf(whyNoNetHosts() !== undefined)('the store of two hosts with etcd
   beforeAll(async () => {
     cluster = await open(2);
     [alpha, beta] = cluster.hosts as [Member, Member];
-  }, SETUP_MS);
+  });
 
   afterAll(async () => {
     await cluster?.close();
-  }, SETUP_MS);
+  });
 
   it('keeps its one member, which can not be taken out', async () => {
     await patiently(async () => expect(await membersOf(beta)).toEqual(['alpha']));

@@ -3,9 +3,9 @@
 
 import { vi } from 'vitest';
 
-const DEADLINE_MS = 20_000;
+const DEADLINE_MS = 60_000;
 const POLL_MS = 10;
-const PATIENT_DEADLINE_MS = 60_000;
+const PATIENT_DEADLINE_MS = 180_000;
 const PATIENT_POLL_MS = 300;
 
 /** Resolves with what `check` gives when it passes; rejects with its last complaint. */

@@ -11,7 +11,7 @@ test('the TypeScript of the documentation compiles', () => {
   const { status, stdout, snippets } = compileTypeScript(folder, { emit: false });
   expect(snippets.length).toBeGreaterThan(2);
   expect({ status, stdout }).toEqual({ status: 0, stdout: '' });
-}, 120_000);
+});
 
 test('the links of the documentation lead somewhere', () => {
   const links = pages().flatMap((page) => {

@@ -18,6 +18,8 @@ import {
 import { eventually, patiently } from '../support/eventually.js';
 
 const ORIGIN_TIMEOUT_MS = 4000;
+/** Within that time. */
+const ANSWERS_MIN = 10;
 const DATA_MIB = 12;
 /** Touches of so much are more than all others of a clone. */
 const MUCH_MIB = 96;
@@ -40,7 +42,6 @@ const GSO_SEGMENTS = 65_535;
 const ETCD = 'etcd\0--name';
 /** So long nothing comes when all has come, on a busy machine too. */
 const QUIET_MS = 500;
-const SETUP_MS = 120_000;
 const CLONES_EVER = 4;
 
 describeVms('a cluster of three hosts', () => {
@@ -56,7 +57,7 @@ describeVms('a cluster of three hosts', () => {
     [alpha, beta, gamma] = cluster.hosts as [ClusterHost, ClusterHost, ClusterHost];
     vm = await alpha.sf.launch('minimal');
     hash = await sh(vm, `${MAKE_DATA}; ${HASH}`);
-  }, SETUP_MS);
+  });
 
   afterEach(async () => {
     for (const { net } of cluster?.hosts ?? []) await net.heal();
@@ -178,14 +179,10 @@ describeVms('a cluster of three hosts', () => {
         return received.reduce((sum, { pagesLost }) => sum + pagesLost.timeout, 0);
       };
       const before = await lost();
-      let longestMs = 0;
-      for (let isLost = false; !isOver && !isLost; ) {
-        const askedAt = performance.now();
-        isLost = (await lost()) !== before;
-        longestMs = Math.max(longestMs, performance.now() - askedAt);
-      }
+      let answers = 0;
+      for (; !isOver && (await lost()) === before; answers++);
       // One that waits for a page itself answers next when that is lost.
-      expect(longestMs).toBeLessThan(ORIGIN_TIMEOUT_MS / 2);
+      expect(answers).toBeGreaterThan(ANSWERS_MIN);
       await freezing;
     } finally {
       process.kill(server, 'SIGCONT');
@@ -481,7 +478,7 @@ describeVms('a family on two hosts', () => {
   beforeAll(async () => {
     const limits = { familyVmsMax: 4, familyClonesMax: CLONES_EVER };
     cluster = await joinHosts(2, { ...limits, warmPoolSize: 1 });
-  }, SETUP_MS);
+  });
 
   afterAll(async () => {
     await cluster?.close();
@@ -569,7 +566,7 @@ describeVms('three hosts with a member of the store each', () => {
         expect(hosts.map(({ storeMember }) => storeMember)).toEqual([true, true, true]);
       }
     });
-  }, SETUP_MS);
+  });
 
   afterAll(async () => {
     await cluster?.close();

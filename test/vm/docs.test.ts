@@ -25,7 +25,6 @@ const forHost = shellSnippets.filter(({ note }) => note === undefined);
 const forGuests = shellSnippets.filter(({ note }) => note !== undefined);
 
 /** With the time that building an image takes. */
-const PAGE_TIMEOUT_MS = 300_000;
 
 let dispose: (() => Promise<void>) | undefined;
 let shell: ChildProcess | undefined;
@@ -93,7 +92,6 @@ test.skipIf(whyNoVms() !== undefined).each([...new Set(forHost.map(({ page }) =>
     expect(code, output).toBe(0);
     for (const expected of seen[page] ?? []) expect(output).toMatch(expected);
   },
-  PAGE_TIMEOUT_MS,
 );
 
 test.skipIf(whyNoVms() !== undefined).each(forGuests.map((snippet) => [snippet]))(
@@ -107,20 +105,16 @@ test.skipIf(whyNoVms() !== undefined).each(forGuests.map((snippet) => [snippet])
   },
 );
 
-test.skipIf(whyNoVms() !== undefined)(
-  'the lines of Python do what they say',
-  async () => {
-    const apart = await hostApart({ warmPoolSize: 2 }, 'python');
-    dispose = apart.dispose;
-    expect(pythonSnippets.length).toBeGreaterThan(0);
-    for (const { page, line, code, note } of pythonSnippets) {
-      const given = note?.startsWith('given ') ? note.slice('given '.length) : '';
-      const program = `# ${page}:${line}\n${given}\n${code}`;
-      await runInGuest(apart.host, 'python', ['python3', '-c', program]);
-    }
-  },
-  PAGE_TIMEOUT_MS,
-);
+test.skipIf(whyNoVms() !== undefined)('the lines of Python do what they say', async () => {
+  const apart = await hostApart({ warmPoolSize: 2 }, 'python');
+  dispose = apart.dispose;
+  expect(pythonSnippets.length).toBeGreaterThan(0);
+  for (const { page, line, code, note } of pythonSnippets) {
+    const given = note?.startsWith('given ') ? note.slice('given '.length) : '';
+    const program = `# ${page}:${line}\n${given}\n${code}`;
+    await runInGuest(apart.host, 'python', ['python3', '-c', program]);
+  }
+});
 
 /** Clones that the command makes end by themselves, as they were told to. */
 async function runInGuest(host: Host, image: string, command: string[]): Promise<void> {

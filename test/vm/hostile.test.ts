@@ -10,6 +10,7 @@ import {
   clonesOf,
   describeVms,
   endVms,
+  guestSidePid,
   MiB,
   rejection,
   Screen,
@@ -35,7 +36,7 @@ describeVms('a hostile guest', () => {
   let screen: Screen;
 
   beforeAll(async () => {
-    apart = await hostApart({ warmPoolSize: 2, guestTimeoutMs: 4000 }, 'minimal');
+    apart = await hostApart({ warmPoolSize: 2, guestTimeoutMs: 8000 }, 'minimal');
     host = apart.host;
     agentPid = (await host.info()).pid;
     neighbour = await Steady.start(await host.launch('minimal'), { mebibytes: 4, who: 'near' });
@@ -199,6 +200,19 @@ describeVms('a hostile guest', () => {
       const { reason } = clones[0] as { reason: Error };
       expect(reason.message.length).toBeLessThan(1000);
       expect(await rejection(vm.fork(1))).toMatchObject({ code: 'SF_GUEST_NOT_READY' });
+    });
+
+    it('is forked again when it answers, and all is as it was', async () => {
+      const pid = await guestSidePid(vm);
+      const own = await Steady.start(vm, { mebibytes: 2, who: 'own' });
+      // Not by exec, which needs sf-guestd itself.
+      await screen.type(`kill -STOP ${pid}; echo is-$((1+1))`, 'is-2');
+      expect(await rejection(vm.fork(1))).toMatchObject({ code: 'SF_GUEST_NOT_READY' });
+      await screen.type(`kill -CONT ${pid}; echo is-$((2+2))`, 'is-4');
+      const [clone] = clonesOf(await vm.fork(1));
+      for (const one of [own, own.inherited(clone!)]) {
+        expect(await one.hash()).toBe(one.expectedHash());
+      }
     });
 
     it('as it goes down in the midst of a fork is lost, and so are its clones', async () => {

@@ -12,7 +12,8 @@ import { eventually } from '../support/eventually.js';
 import { testHost } from '../support/test-host.js';
 
 const CLONES = 32;
-const CLOCK_ERROR_MS_MAX = 10;
+/** Of a QEMU that loses its processor as it resumes; without repair it would be the start's length. */
+const CLOCK_ERROR_MS_MAX = 100;
 const HOOKS = '/etc/snowfork/fork.d';
 const fixtures = path.resolve(import.meta.dirname, '../fixtures');
 

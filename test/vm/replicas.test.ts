@@ -15,7 +15,6 @@ const KEPT_MIB = 16;
 const DATA_MIB = 40;
 const PAGE_BYTES = 4096;
 const HASH = 'md5sum < /dev/shm/data';
-const SETUP_MS = 120_000;
 
 describeVms('a host with room for few pages of others', () => {
   let cluster: ClusterHosts;
@@ -32,7 +31,7 @@ describeVms('a host with room for few pages of others', () => {
     const data = `dd if=/dev/urandom of=/dev/shm/data bs=1M count=${DATA_MIB} 2>/dev/null`;
     hash = await sh(vm, `${data}; ${HASH}`);
     [far] = clonesOf(await vm.fork(1, { hosts: ['beta'] })) as [Vm];
-  }, SETUP_MS);
+  });
 
   afterAll(async () => {
     if (vm !== undefined) await endVms(alpha.sf, []);

@@ -9,9 +9,7 @@ import {
   describeVms,
   endAll,
   endVms,
-  guestSidePid,
   rejection,
-  Screen,
   Steady,
   sh,
 } from '../fixtures/guests.js';
@@ -264,22 +262,6 @@ describeVms('forks', () => {
         expect(await own.inherited(clone.value).hash()).toBe(own.expectedHash());
         await clone.value.kill();
       }
-    }
-  });
-
-  it('of a guest whose guest side does not answer fail, and work again when it does', async () => {
-    const parent = await host.launch('minimal');
-    const own = await Steady.start(parent, { mebibytes: 2, who: 'own' });
-    const pid = await guestSidePid(parent);
-    // Not by exec, which needs sf-guestd itself.
-    await using screen = await Screen.open(parent);
-    await screen.type(`kill -STOP ${pid}; echo is-$((1+1))`, 'is-2');
-    const error = await rejection(parent.fork(1));
-    expect(error).toMatchObject({ code: 'SF_GUEST_NOT_READY' });
-    await screen.type(`kill -CONT ${pid}; echo is-$((2+2))`, 'is-4');
-    const [clone] = clonesOf(await parent.fork(1));
-    for (const one of [own, own.inherited(clone!)]) {
-      expect(await one.hash()).toBe(one.expectedHash());
     }
   });
 });

@@ -37,8 +37,11 @@ const limitsSchema = z.strictObject({
 });
 
 const settingsSchema = limitsSchema.extend({
-  /** How long a guest may take to become quiet for a fork, and to come back from it. */
-  guestTimeoutMs: z.number().int().min(100).max(600_000).default(10_000),
+  /**
+   * How long a guest may take to become quiet for a fork, and to come back from it; by default longer
+   * than a page of another host may take, or a clone that waits for one would not be lost for that.
+   */
+  guestTimeoutMs: z.number().int().min(100).max(600_000).default(40_000),
   /** QEMUs kept started for the next fork; each costs about 20 MiB. */
   warmPoolSize: z.number().int().min(0).max(256).default(8),
   /** Size of the tmpfs that holds layers; half of RAM by default. */
