@@ -296,6 +296,22 @@ describe('results', () => {
     expect(settled(limits, vmOf('b'), 90).slots[0]?.status).toBe('exited');
   });
 
+  it('make no room by what has none: clones that still run are not forgotten', () => {
+    const limits = limitsWith({ familyResultsBytesMax: 100 });
+    const vm = vmOf('a');
+    const [running, half, unused] = [ticketOf(vm, 1), ticketOf(vm, 2), ticketOf(vm, 1)];
+    running.use();
+    half.use();
+    half.settle(1, limits.result(vm, half, Buffer.alloc(60)));
+    half.read(1);
+    hostName = 'beta';
+    const of = { id: 't1-alpha', home: 'alpha', family: 'a' };
+    const part = tickets.takePart(of, [1], { granted: 1, release: () => {} });
+    part.settle(1, { reason: 'home has not heard of it' });
+    expect(settled(limits, vm, 90).slots[0]).toMatchObject({ status: 'lost' });
+    for (const kept of [running, half, unused, part]) expect(tickets.find(kept.id)).toBe(kept);
+  });
+
   it('that other hosts keep count, as far as they have told', () => {
     const limits = limitsWith({ familyResultsBytesMax: 100 });
     heard = { here: NOTHING, elsewhere: { ...NOTHING, resultsBytes: 50 } };

@@ -1,4 +1,4 @@
-// Snapshots of other hosts in this one's store: what goes when a host goes.
+// The store of snapshots: ids that are given once, those of other hosts, and what goes when a host goes.
 
 import fs from 'node:fs';
 import os from 'node:os';
@@ -10,6 +10,7 @@ import {
   packMap,
   packTouches,
 } from '../../packages/clone-agent/src/store/descriptor.js';
+import { Journal } from '../../packages/clone-agent/src/store/journal.js';
 import { SnapshotStore } from '../../packages/clone-agent/src/store/snapshots.js';
 import { stateFolder } from '../../packages/clone-agent/src/store/state-folder.js';
 
@@ -29,15 +30,33 @@ beforeEach(() => {
     fs.mkdirSync(folder, { recursive: true });
   }
   dropped = [];
-  store = new SnapshotStore(state, {
-    ready: async () => {},
-    bring: async () => {},
-    dropped: (id) => dropped.push(id),
-    changed: () => {},
-  });
+  store = openStore();
 });
 
 afterEach(() => fs.rmSync(root, { recursive: true, force: true }));
+
+/** As an agent does when it starts. */
+function openStore(): SnapshotStore {
+  const state = stateFolder(root);
+  const journal = new Journal(state.journal, (error) => {
+    throw error;
+  });
+  journal.hostName = () => 'beta';
+  const events = {
+    ready: async () => {},
+    bring: async () => {},
+    dropped: (id: string) => dropped.push(id),
+    changed: () => {},
+  };
+  const opened = new SnapshotStore(state, events, journal);
+  opened.load(new Set());
+  return opened;
+}
+
+function begin() {
+  const objects = [{ name: 'ram', sizeBytes: PAGES * PAGE_BYTES, map: 'ram.map', layers: [] }];
+  return store.begin({ machine: descriptor.machine, kept: false, persistent: false, objects });
+}
 
 function object(name: string, layer: string) {
   const map = packMap({ entries: new Uint16Array(PAGES).fill(1), layerCount: 1 });
@@ -68,6 +87,55 @@ const descriptor: Descriptor = {
   objects: [object('ram', 'l1'), { ...object('disk0', 'l0'), owner: 's0-alpha' }],
   origins: [origin('beta', 's1-beta', 'l1'), origin('alpha', 's0-alpha', 'l0')],
 };
+
+it('gives no id twice, though the snapshot has gone and the agent is another', () => {
+  const ids: string[] = [];
+  for (let agent = 0; agent < 3; agent++) {
+    const snapshot = begin();
+    ids.push(snapshot.file.id);
+    store.abandon(snapshot);
+    store = openStore();
+  }
+  expect(ids).toEqual(['s1-beta', 's2-beta', 's3-beta']);
+});
+
+it('gives no id of a snapshot that is there, though its numbers are lost', () => {
+  const { number } = begin().file;
+  fs.rmSync(stateFolder(root).journal, { recursive: true });
+  store = openStore();
+  expect(begin().file.number).toBe(number + 1);
+});
+
+describe('a snapshot of another host', () => {
+  it('is taken in once', async () => {
+    const snapshot = await store.takeIn(descriptor);
+    expect(await store.takeIn(descriptor)).toBe(snapshot);
+  });
+
+  it.each([
+    ['its own memory', { id: 's1-beta', objects: [object('ram', 'l9'), descriptor.objects[1]!] }],
+    [
+      'another’s disk',
+      {
+        id: 's2-beta',
+        objects: [object('ram', 'l9'), { ...object('disk0', 'l8'), owner: 's0-alpha' }],
+      },
+    ],
+  ])('with the id of one that is here is refused, as %s is not the same', async (_, of) => {
+    const other: Descriptor = { ...descriptor, ...of };
+    const here = await store.takeIn(descriptor);
+    here.users.add('vm3-beta');
+    await expect(store.takeIn(other)).rejects.toMatchObject({
+      code: 'SF_SNAPSHOT_IN_USE',
+      message: expect.stringMatching(/has another snapshot s\S+, of a host that was set up anew/),
+    });
+    here.users.delete('vm3-beta');
+    store.collect(here);
+    store.hostLost('alpha');
+    expect((await store.takeIn(other)).file.id).toBe(other.id);
+    store.hostLost('alpha');
+  });
+});
 
 describe('disks of another host', () => {
   it('stay for a while when the snapshot that has them goes, as another may come', async () => {

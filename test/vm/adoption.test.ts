@@ -124,6 +124,22 @@ describeVms('an agent that is killed', () => {
     expect(await host.join(clones[0]!.ticket!)).toMatchObject(slots);
   });
 
+  it('leaves VMs of the host’s own tickets, which do not run out', async () => {
+    await start();
+    const vm = await host.launch('minimal');
+    const { snapshot } = await vm.checkpoint();
+    const made = await host.createClones(snapshot.id, 1);
+    const [clone] = clonesOf(made);
+    for (let agent = 0; agent < 2; agent++) {
+      await killAgent();
+      makeTicketsOld(apart.state);
+      await nextAgent();
+      for (const { id } of [vm, clone!]) await sh(await host.vm(id), 'true');
+      const slots = await host.join(made.ticket.id, { timeoutMs: 0 });
+      expect(slots).toMatchObject([{ status: 'running' }]);
+    }
+  });
+
   it('does not take a program along that waits for its fork: it is answered, and whole', async () => {
     await start(2);
     const vm = await host.launch('minimal');
@@ -246,5 +262,18 @@ function agentOf(state: string): number {
     return pid as number;
   } catch {
     return 0;
+  }
+}
+
+/** As if they had been asked for an hour ago. */
+function makeTicketsOld(state: string): void {
+  const folder = path.join(state, 'journal');
+  const tickets = fs.readdirSync(folder).filter((name) => name.startsWith('ticket-'));
+  expect(tickets.length).toBeGreaterThan(0);
+  for (const name of tickets) {
+    const file = path.join(folder, name);
+    const record = JSON.parse(fs.readFileSync(file, 'utf8')) as { createdAt: number };
+    record.createdAt -= 3_600_000;
+    fs.writeFileSync(file, `${JSON.stringify(record)}\n`);
   }
 }

@@ -15,6 +15,7 @@ import { locateQemu, type QemuBinary } from '../../packages/clone-agent/src/hype
 import { AcceleratorProbe } from '../../packages/clone-agent/src/hypervisor/probe.js';
 import { QemuProcess } from '../../packages/clone-agent/src/hypervisor/qemu.js';
 import { PagerKeeper } from '../../packages/clone-agent/src/pager/keeper.js';
+import { Journal } from '../../packages/clone-agent/src/store/journal.js';
 import { ProcessJournal } from '../../packages/clone-agent/src/store/processes.js';
 import { type Snapshot, SnapshotStore } from '../../packages/clone-agent/src/store/snapshots.js';
 import {
@@ -53,12 +54,13 @@ describeVms('a tiny guest', () => {
     await prepareStateFolder(state, LAYERS_BYTES);
     const journal = new ProcessJournal(state.processes);
     pager = await PagerKeeper.start({ state, log: pino({ level: 'error' }), journal });
-    store = new SnapshotStore(state, {
-      ready: (id, like) => pager.ready(id, like),
-      bring: (id, pages) => pager.bring(id, pages),
-      dropped: (id) => pager.drop(id),
+    const events = {
+      ready: (id: string, like: Parameters<PagerKeeper['ready']>[1]) => pager.ready(id, like),
+      bring: (id: string, pages: readonly number[]) => pager.bring(id, pages),
+      dropped: (id: string) => pager.drop(id),
       changed: () => {},
-    });
+    };
+    store = new SnapshotStore(state, events, new Journal(state.journal, console.error));
   });
 
   afterAll(async () => {

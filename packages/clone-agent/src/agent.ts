@@ -168,7 +168,7 @@ export class Agent implements AgentService {
         },
         changed: changed('snapshot'),
       },
-      () => this.#cluster.name,
+      this.#journal,
     );
     this.#families = new Families({
       store: this.#store,

@@ -3,7 +3,7 @@
 // after a power cut it can also be said what was lost. It decides nothing; `vms/families.ts` writes
 // what it would need to read, and reads it once, at the start.
 //
-//   journal/numbers.json           { vm, ticket, fork, exec }: the last ones used
+//   journal/numbers.json           { vm, ticket, fork, snapshot }: the last ones used
 //   journal/vm-<id>.json           VmRecord
 //   journal/ticket-<id>.json       TicketRecord
 //   journal/value-<ticket>-<clone> MessagePack, as the clone handed it over
@@ -109,7 +109,12 @@ export function hostOf(id: string): string | undefined {
   return /^[a-z]+\d+-(.+)$/.exec(id)?.[1];
 }
 
-const numbersSchema = z.object({ vm: z.int(), ticket: z.int(), fork: z.int() });
+const numbersSchema = z.object({
+  vm: z.int(),
+  ticket: z.int(),
+  fork: z.int(),
+  snapshot: z.int().default(0),
+});
 type Numbers = z.infer<typeof numbersSchema>;
 
 const NUMBERS_FILE = 'numbers.json';
@@ -118,7 +123,7 @@ const SCHEMAS = { vm: vmRecordSchema, ticket: ticketRecordSchema } as const;
 export class Journal {
   readonly #folder: string;
   readonly #complain: (error: unknown) => void;
-  #numbers: Numbers = { vm: 0, ticket: 0, fork: 0 };
+  #numbers: Numbers = { vm: 0, ticket: 0, fork: 0, snapshot: 0 };
 
   /** This host's name in its cluster, when it is in one: part of the ids that it gives. */
   hostName: () => string | undefined = () => undefined;
@@ -132,9 +137,9 @@ export class Journal {
     if (numbers.success) this.#numbers = numbers.data;
   }
 
-  /** The next number of a kind: never given twice, not by later agents either. */
-  next(kind: keyof Numbers): number {
-    this.#numbers[kind] += 1;
+  /** The next number of a kind, over `above`: never given twice, not by later agents either. */
+  next(kind: keyof Numbers, above = 0): number {
+    this.#numbers[kind] = Math.max(this.#numbers[kind], above) + 1;
     this.#write(NUMBERS_FILE, this.#numbers);
     return this.#numbers[kind];
   }

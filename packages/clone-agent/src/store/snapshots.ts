@@ -22,7 +22,7 @@ import {
 } from '@snowfork/sdk/api';
 import type { LayerStack } from '../freeze/layer-stack.js';
 import { type Descriptor, unpackDeviceState, unpackMap, unpackTouches } from './descriptor.js';
-import { hostId } from './journal.js';
+import { hostId, type Journal } from './journal.js';
 import { heldPath, type Origin } from './origins.js';
 import {
   type OwnObject,
@@ -94,21 +94,22 @@ const NO_PAGES: PageCounts = {
 export class SnapshotStore {
   readonly #state: StateFolder;
   readonly #events: SnapshotStoreEvents;
-  readonly #hostName: () => string | undefined;
+  readonly #journal: Pick<Journal, 'next' | 'hostName'>;
   readonly #snapshots = new Map<string, Snapshot>();
   /** By id of disks that were taken in: when nobody needs them for long, they go. */
   readonly #lately = new Map<string, NodeJS.Timeout>();
-  #nextSnapshot = 1;
+  /** Of snapshots that were there at the start: what has numbered them may be gone. */
+  #highest = 0;
 
-  /** `hostName`: in the cluster, when the host is in one. */
+  /** `journal`: gives numbers that no agent before this one has given. */
   constructor(
     state: StateFolder,
     events: SnapshotStoreEvents,
-    hostName: () => string | undefined = () => undefined,
+    journal: Pick<Journal, 'next' | 'hostName'>,
   ) {
     this.#state = state;
     this.#events = events;
-    this.#hostName = hostName;
+    this.#journal = journal;
   }
 
   /**
@@ -147,7 +148,7 @@ export class SnapshotStore {
         this.#take(file, folder, false);
         continue;
       }
-      if (file !== undefined) this.#nextSnapshot = Math.max(this.#nextSnapshot, file.number + 1);
+      if (file !== undefined) this.#highest = Math.max(this.#highest, file.number);
       fs.rmSync(folder, { recursive: true, force: true });
       this.#events.dropped(entry.name);
     }
@@ -160,7 +161,11 @@ export class SnapshotStore {
 
   #take(file: SnapshotFile, folder: string, persistent: boolean): void {
     this.#snapshots.set(file.id, newSnapshot(file, folder, persistent));
-    this.#nextSnapshot = Math.max(this.#nextSnapshot, file.number + 1);
+    this.#highest = Math.max(this.#highest, file.number);
+  }
+
+  #nextNumber(): number {
+    return this.#journal.next('snapshot', this.#highest);
   }
 
   /** Deletes what nothing needs; when all that may need something has said so. */
@@ -184,8 +189,8 @@ export class SnapshotStore {
     objects: SnapshotFile['objects'];
   }): Snapshot {
     if (!of.persistent) this.#assertRoomBesidePages(of.machine);
-    const number = this.#nextSnapshot++;
-    const id = hostId('s', number, this.#hostName());
+    const number = this.#nextNumber();
+    const id = hostId('s', number, this.#journal.hostName());
     const file: SnapshotFile = {
       version: 1,
       pending: true,
@@ -275,10 +280,11 @@ export class SnapshotStore {
   /**
    * Takes in a snapshot of another host. Its pages come when they are wanted: what of its layers is
    * not whole here becomes a replica, which holds nothing yet.
-   * @throws SnowforkError SF_LAYERS_FULL, SF_BAD_REQUEST.
+   * @throws SnowforkError SF_LAYERS_FULL, SF_BAD_REQUEST, SF_SNAPSHOT_IN_USE: another has its id here.
    */
   async takeIn(descriptor: Descriptor): Promise<Snapshot> {
-    const known = this.find(descriptor.id);
+    const own = descriptor.objects.filter(({ owner }) => owner === undefined);
+    const known = this.#known(descriptor.id, own);
     if (known !== undefined) return known;
     const { id, image, vm, family, parent, createdAt, machine, pages, guest } = descriptor;
     const first = unpackTouches(descriptor.faults);
@@ -291,12 +297,11 @@ export class SnapshotStore {
       objects.push({ name, sizeBytes, from: `${disks.file.id}/${name}` });
     }
     // Somebody else has taken it in meanwhile.
-    const taken = this.find(id);
+    const taken = this.#known(id, own);
     if (taken !== undefined) return taken;
-    const own = descriptor.objects.filter(({ owner }) => owner === undefined);
     const file: SnapshotFile = {
       version: 1,
-      number: this.#nextSnapshot++,
+      number: this.#nextNumber(),
       id,
       ...(image === undefined ? {} : { image }),
       ...(vm === undefined ? {} : { vm }),
@@ -323,15 +328,15 @@ export class SnapshotStore {
    */
   async #takeInDisks(owner: string, descriptor: Descriptor): Promise<Snapshot> {
     const id = owner.endsWith(DISKS) ? owner : `${owner}${DISKS}`;
-    const known = this.find(id);
+    const objects = descriptor.objects.filter((object) => object.owner === owner);
+    const known = this.#known(id, objects);
     if (known !== undefined) {
       this.#keepLately(known);
       return known;
     }
     const { createdAt, machine } = descriptor;
-    const objects = descriptor.objects.filter((object) => object.owner === owner);
     const file: SnapshotFile = {
-      ...{ version: 1, number: this.#nextSnapshot++, id, createdAt, kept: false, machine },
+      ...{ version: 1, number: this.#nextNumber(), id, createdAt, kept: false, machine },
       ...{ pages: NO_PAGES, layerBytes: 0, deviceStateBytes: 0, guest: { pending: [] } },
       objects: objects.map(storedObject),
     };
@@ -339,6 +344,27 @@ export class SnapshotStore {
     this.#keepLately(disks);
     await this.#events.ready(id, {});
     return disks;
+  }
+
+  /**
+   * A snapshot of another host that is here already. A host whose state folder was removed gives its ids
+   * again; layers have names that nobody gives twice.
+   * @throws SnowforkError SF_SNAPSHOT_IN_USE: it is another one.
+   */
+  #known(id: string, objects: Descriptor['objects']): Snapshot | undefined {
+    const known = this.find(id);
+    if (known === undefined) return undefined;
+    const isSame = objects.every(({ name, layers }) => {
+      const own = known.file.objects.find((object) => object.name === name);
+      return own !== undefined && 'layers' in own && isEqual(own.layers, layers);
+    });
+    if (isSame) return known;
+    const users = [...known.users];
+    const what = `this host has another snapshot ${id}, of a host that was set up anew since`;
+    const remedy = users.length === 0 ? 'try again later' : `end ${users.join(', ')} first`;
+    throw new SnowforkError('SF_SNAPSHOT_IN_USE', `${what}: ${remedy}`, {
+      details: { users },
+    });
   }
 
   #makeTaken(
@@ -671,6 +697,10 @@ export function goneSnapshot(id: string, machine: Machine): Snapshot {
     guest: { pending: [] },
   };
   return newSnapshot(file, '', false);
+}
+
+function isEqual(one: readonly string[], other: readonly string[]): boolean {
+  return one.length === other.length && one.every((id, index) => id === other[index]);
 }
 
 function storedObject(of: { name: string; sizeBytes: number; layers: string[] }): OwnObject {

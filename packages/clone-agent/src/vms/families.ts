@@ -208,6 +208,7 @@ export class Families {
     // Here, unless it is said where, or there is no room.
     const wanted = { clones: 1, machine, extraBytes: 0, placing: { place, ...placing } };
     const ticket = await this.#held(snapshot, () => this.#ticket({}, wanted));
+    ticket.use();
     const calledAt = performance.now();
     const descent = { image, launched: true };
     const [clone] = await this.#startClones(snapshot, ticket, descent, calledAt, signal);
@@ -274,6 +275,7 @@ export class Families {
     const { machine } = snapshot.file;
     const wanted = { clones, machine, extraBytes: 0, placing };
     const ticket = await this.#held(snapshot, () => this.#ticket(whose, wanted));
+    ticket.use();
     const settled = await this.#startClones(snapshot, ticket, descent, performance.now(), signal);
     const info = this.#context.store.info(snapshot);
     return { ticket: ticket.info(), snapshot: info, clones: settled };
@@ -492,8 +494,8 @@ export class Families {
   }
 
   /**
-   * Fills the ticket's slots with clones of `snapshot`, once `frozen`, and settles each; when that
-   * fails the ticket is not touched. Never rejects.
+   * Fills the slots of a ticket that is used with clones of `snapshot`, once `frozen`, and settles each;
+   * when that fails the ticket is not touched. Never rejects.
    */
   async #startClones(
     snapshot: Snapshot,
@@ -503,7 +505,6 @@ export class Families {
     signal: AbortSignal,
     frozen: Promise<unknown> = Promise.resolve(),
   ): Promise<ForkResult['clones']> {
-    ticket.used = true;
     snapshot.holders.add(ticket.id);
     // Every clone that starts listens to it.
     setMaxListeners(0, signal);

@@ -136,12 +136,12 @@ export class Limits {
     value: Buffer,
   ): { value: Buffer } | { reason: string } {
     const { familyResultsBytesMax } = this.#settings;
-    const finished = this.#ticketsOf(vm.family);
+    const tickets = this.#ticketsOf(vm.family);
     const elsewhere = this.#context.heardOf(vm.family).elsewhere.resultsBytes;
-    let heldBytes = finished.reduce((sum, { valueBytes }) => sum + valueBytes, elsewhere);
-    for (const old of finished) {
+    let heldBytes = tickets.reduce((sum, { valueBytes }) => sum + valueBytes, elsewhere);
+    for (const old of tickets) {
       if (heldBytes + value.length <= familyResultsBytesMax) break;
-      if (old === ticket || !old.isJoined) continue;
+      if (old === ticket || !old.isOver || !old.isJoined) continue;
       heldBytes -= old.valueBytes;
       this.#context.forgetTicket(old);
     }
@@ -152,7 +152,7 @@ export class Limits {
 
   /** Called when a family has a ticket more: the oldest finished ones go, those joined first. */
   forgetTickets(family: string): void {
-    const finished = this.#ticketsOf(family).filter(({ done }) => done);
+    const finished = this.#ticketsOf(family).filter(({ isOver }) => isOver);
     let excess = finished.length - TICKETS_OF_FAMILY_MAX;
     for (const isJoined of [true, false]) {
       for (const ticket of finished) {

@@ -164,6 +164,12 @@ export class Ticket {
     return this.slots.every((slot) => slot.status !== 'running');
   }
 
+  /** It may be forgotten: nothing will settle any more, and home has heard of all that has. */
+  get isOver(): boolean {
+    const isHeard = ({ isTold }: SlotState) => this.home === undefined || isTold === true;
+    return this.done && this.slots.every(isHeard);
+  }
+
   /** Slots that have not settled. */
   get runningSlots(): number {
     return this.slots.filter(({ status }) => status === 'running').length;
@@ -319,7 +325,7 @@ export class Tickets {
     this.#tickets.set(id, ticket);
     for (const old of this.#tickets.values()) {
       if (this.#tickets.size <= TICKETS_REMEMBERED_MAX) break;
-      if (old.done) this.forget(old);
+      if (old.isOver) this.forget(old);
     }
     return ticket;
   }
