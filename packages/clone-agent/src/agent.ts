@@ -217,11 +217,12 @@ export class Agent implements AgentService {
       storeMember: this.#settings.storeMember,
       openStore: openClusterStore,
       entered: () => this.#others.open(),
-      opened: () => void this.#families.remote.reconcile(),
+      opened: () => this.#families.remote.reconcile(),
       room: () => this.#families.hostRoom(),
       holdings: () => this.#families.holdings(),
       reserved: (reservations) => this.#families.reserved(reservations),
       detachFrom: async (host, signal) => await this.#families.remote.detachFrom(host, signal),
+      hostStarted: (host) => this.#families.remote.hostStarted(host),
       hostLost: (host, reason) => this.#families.remote.hostLost(host, reason),
     });
   }

@@ -13,7 +13,12 @@ const ABOUT = /^\/v1\/(?:vms|snapshots|tickets)\/([^/?]+)/;
 /** The host that has what a path is about, when an id in it says so. */
 export function hostOfPath(path: string): string | undefined {
   const [, id] = ABOUT.exec(path) ?? [];
-  return id === undefined ? undefined : hostOf(decodeURIComponent(id));
+  try {
+    return id === undefined ? undefined : hostOf(decodeURIComponent(id));
+  } catch {
+    // No id, which is answered here.
+    return undefined;
+  }
 }
 
 /** Carries a request to the other end of `tunnel`. Never rejects: what fails is answered. */
@@ -29,6 +34,8 @@ export async function carry(
     refuse(outgoing, SnowforkError.from(cause));
     return;
   }
+  // The caller has given up meanwhile.
+  if (outgoing.destroyed) return void tunnel.destroy();
   const { method, url, headers } = incoming;
   // Paused since its first frame; nothing comes before it is asked.
   const createConnection = () => tunnel.resume() as net.Socket;

@@ -60,6 +60,8 @@ export const cloneMethods = {
     params: z.strictObject({ snapshot: idSchema }),
     result: z.strictObject({ descriptor: descriptorSchema }),
   },
+  /** Which of the asking host's snapshots the asked host has in use. */
+  needs: { params: z.strictObject({}), result: z.strictObject({ snapshots: z.array(idSchema) }) },
   /** The asking host has layers of it in use. */
   hold: { params: z.strictObject({ snapshot: idSchema }), result: z.null() },
   /** What clones on the asking host have touched, of a snapshot that it was lent; packed. */

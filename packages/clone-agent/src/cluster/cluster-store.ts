@@ -96,6 +96,8 @@ export interface ClusterStore {
   /** As last heard: also when the store does not answer. */
   hosts(): HostRecord[];
   onLost(listener: (host: string) => void): void;
+  /** A host has come, or another agent on it. */
+  onStarted(listener: (host: string) => void): void;
   /** What is promised of this host's room: called when it changes. */
   onReservations(listener: (reservations: readonly HostReservation[]) => void): void;
   /** What is left beside all that `onReservations` has told. */

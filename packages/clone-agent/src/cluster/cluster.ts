@@ -58,6 +58,8 @@ export interface ClusterContext {
   room(): HostRecord['room'];
   /** What this host has of each family, and its tickets that have slots elsewhere. */
   holdings(): Holdings;
+  /** An agent is there that was not: the first one of that host, or another one. */
+  hostStarted(host: string): void;
   hostLost(host: string, reason: string): void;
   /** Whatever this host needs of that one is brought here. */
   detachFrom(host: string, signal: AbortSignal): Promise<unknown>;
@@ -361,7 +363,10 @@ export class Cluster {
       const { pagesPort } = await this.#context.entered();
       const { id, name, address, port } = file.host;
       const self = { id, name, address, port, version, startedAt: Date.now(), pagesPort };
+      store.onReservations((reservations) => this.#context.reserved(reservations));
       await store.join(self, this.#context.room());
+      // Less what was promised of it before this agent.
+      await store.publishRoom(this.#context.room());
     } catch (error) {
       server?.close();
       storeMembers.close();
@@ -369,7 +374,7 @@ export class Cluster {
       throw error;
     }
     store.onLost((host) => void this.#confirmLost(host));
-    store.onReservations((reservations) => this.#context.reserved(reservations));
+    store.onStarted((host) => this.#context.hostStarted(host));
     const looking = setInterval(() => this.#publish(store), ROOM_LOOK_MS);
     looking.unref();
     const renewal = this.#renewalOf({ server, peers, store, storeMembers });

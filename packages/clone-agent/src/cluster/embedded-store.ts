@@ -73,6 +73,7 @@ export class EmbeddedStore implements ClusterStore {
   async join(): Promise<void> {}
   async check(): Promise<void> {}
   onLost(): void {}
+  onStarted(): void {}
   onReservations(): void {}
   async publishRoom(): Promise<void> {}
   async publish(): Promise<void> {}

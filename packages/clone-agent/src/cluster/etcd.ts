@@ -66,6 +66,7 @@ export class EtcdStore implements ClusterStore {
   /** Names of the hosts that are there. */
   readonly #present = new Set<string>();
   readonly #lost: ((host: string) => void)[] = [];
+  readonly #started: ((host: string) => void)[] = [];
   readonly #reserved: ((reservations: readonly HostReservation[]) => void)[] = [];
   #self: HostIdentity | undefined;
   #room: HostRoom = NO_ROOM;
@@ -129,6 +130,10 @@ export class EtcdStore implements ClusterStore {
 
   onLost(listener: (host: string) => void): void {
     this.#lost.push(listener);
+  }
+
+  onStarted(listener: (host: string) => void): void {
+    this.#started.push(listener);
   }
 
   onReservations(listener: (reservations: readonly HostReservation[]) => void): void {
@@ -329,10 +334,12 @@ export class EtcdStore implements ClusterStore {
     }
     // A ticket is as good as gone with its home.
     if (hosts.length > 0 || changes.some(isOf('ticket'))) this.#tellReservations();
-    for (const change of hosts.filter(({ after }) => after === undefined)) {
+    for (const change of hosts) {
       const name = nameOf(change);
       if (name === this.#self?.name) continue;
-      for (const listener of this.#lost) listener(name);
+      if (change.after === undefined) for (const listener of this.#lost) listener(name);
+      else if (startOf(change.before) !== startOf(change.after))
+        for (const listener of this.#started) listener(name);
     }
   }
 
@@ -345,6 +352,11 @@ export class EtcdStore implements ClusterStore {
 
 function keyOf({ before, after }: Change): string {
   return (after ?? before)?.key ?? '';
+}
+
+/** When the agent of a host's record has started. */
+function startOf(pair: Pair | undefined): number | undefined {
+  return readPair(hostRecordSchema, pair)?.startedAt;
 }
 
 function lessened(pair: Pair | undefined, slots: number, bytesEach: number): HostRoom {

@@ -442,8 +442,8 @@ export class SnapshotStore {
     const { lentTo } = snapshot.file;
     if (lentTo?.includes(host) !== true) return;
     snapshot.file = { ...snapshot.file, lentTo: lentTo.filter((other) => other !== host) };
-    writeSnapshotFile(snapshot);
     this.collect(snapshot);
+    if (this.#snapshots.has(snapshot.file.id)) writeSnapshotFile(snapshot);
   }
 
   /** The snapshot, and those that objects of it are unchanged since. */

@@ -65,6 +65,8 @@ export interface FamiliesContext {
 
 /** What clones on other hosts need of the agent, and tickets and families of the store. */
 export interface Others extends Peering {
+  /** Whether the host is one of the cluster that is known to be there. */
+  isMember(host: string): boolean;
   /** Room on this host and on others, for the clones of one ticket, and what its family takes. */
   readonly place: Place;
   /** What needs no room. @throws SnowforkError SF_LIMIT, SF_CLUSTER_UNAVAILABLE. */

@@ -1,7 +1,8 @@
 // Clones on other hosts. At home, where the VM was frozen: has other hosts start the clones that are
 // placed there, and settles their slots by what those say. There: takes the snapshot in, runs its part
 // of the ticket, and tells home how each clone ended, until home has heard it. What another host still
-// needs of a snapshot is kept for it. How clones are made is `families.ts`' affair.
+// needs of a snapshot is kept for it. Either host may be killed at any time, and what they say to each
+// other be lost or late: whoever comes back is asked. How clones are made is `families.ts`' affair.
 
 import { setTimeout as delay } from 'node:timers/promises';
 import { SnowforkError, type TicketInfo } from '@snowfork/sdk/api';
@@ -24,14 +25,18 @@ import type { Standing } from '../store/journal.js';
 import type { Snapshot, SnapshotStore } from '../store/snapshots.js';
 import { NeighbourTrees } from './neighbour-trees.js';
 import { Neighbours } from './neighbours.js';
-import { NEVER_STARTED, type Ticket, type Tickets } from './tickets.js';
+import { KILLED_BY_TICKET, NEVER_STARTED, type Ticket, type Tickets } from './tickets.js';
 import { TouchesHome } from './touches-home.js';
 import type { Descent } from './vm.js';
 
 /** How often more pages are asked for, when all are brought here. */
 const BRING_LOOK_MS = 100;
-/** Between two attempts to tell home how a clone ended. */
-const TELL_AGAIN_MS = [100, 300, 1000, 3000, 10_000] as const;
+/** Between two attempts to have a host hear something. */
+const SAY_AGAIN_MS = [100, 300, 1000, 3000, 10_000] as const;
+/** For so long it is tried to tell home how a clone ended: its agent may be away for a while. */
+const TELL_HOME_MS = 3_600_000;
+/** Tickets that were killed before their clones could be started here. */
+const KILLED_EARLY_MAX = 1024;
 
 /** A part of another host's ticket, to be run here. */
 export interface TicketPart {
@@ -58,8 +63,6 @@ export interface Peering {
   bringAll(snapshot: string): Promise<number>;
   drop(served: string): Promise<void>;
   pagesOf(host: string): ServingHost | undefined;
-  /** Whether the host is one of the cluster, reachable or not. */
-  isMember(host: string): boolean;
 }
 
 export interface RemoteClonesContext {
@@ -85,6 +88,10 @@ export class RemoteClones {
   readonly #trees: NeighbourTrees;
   /** Snapshots of other hosts of which this one needs pages, as `host snapshot`. */
   #needed = new Set<string>();
+  /** Tickets whose clones other hosts are starting. */
+  readonly #starting = new Set<Ticket>();
+  /** Of other hosts, as `host ticket`; the oldest first. */
+  readonly #killedEarly = new Set<string>();
 
   constructor(context: RemoteClonesContext) {
     this.#context = context;
@@ -106,12 +113,17 @@ export class RemoteClones {
       },
       killTicket: async ({ ticket: id }, host) => {
         const ticket = context.tickets.find(id);
-        if (ticket?.home === host) context.killTicket(ticket);
+        if (ticket === undefined) this.#refuse(id, host);
+        else if (ticket.home === host) context.killTicket(ticket);
         return null;
       },
       describe: async ({ snapshot }, host) => {
         const describe = await this.#describe(context.store.get(snapshot), [host]);
         return { descriptor: describe(host) };
+      },
+      needs: async (_, host) => {
+        const needed = [...this.#neededOrigins()].map((need) => need.split(' '));
+        return { snapshots: needed.flatMap(([of, id]) => (of === host ? [id!] : [])) };
       },
       hold: async ({ snapshot }, host) => {
         context.store.lend(context.store.get(snapshot), host);
@@ -127,7 +139,7 @@ export class RemoteClones {
       letGo: async ({ snapshot }, host) => {
         const lent = context.store.find(snapshot);
         this.#trees.forget(host, snapshot);
-        if (lent !== undefined) context.store.takeBack(lent, host);
+        if (lent !== undefined) this.#takeBack(lent, host);
         return null;
       },
     };
@@ -139,6 +151,7 @@ export class RemoteClones {
     ticket: Ticket,
     of: { descent: Descent; standing: Standing; signal: AbortSignal },
   ): Promise<StartedClone[]> {
+    this.#starting.add(ticket);
     const described = this.#describe(snapshot, [...ticket.slotsElsewhere.keys()]);
     const parts = [...ticket.slotsElsewhere].map(async ([host, slots]) => {
       const cloneIds = slots.map(({ cloneId }) => cloneId);
@@ -146,11 +159,15 @@ export class RemoteClones {
         const descriptor = (await described)(host);
         return await this.#startOn(host, descriptor, ticket, { ...of, cloneIds });
       } catch (cause) {
+        // It may have begun, and nobody would hear of what comes up.
+        void this.#killOn(host, ticket);
+        void this.#settleLoans(host);
         const error = SnowforkError.from(cause, 'SF_CLONE_FAILED');
         return cloneIds.map((cloneId) => ({ status: 'rejected' as const, cloneId, error }));
       }
     });
     const clones = (await Promise.all(parts)).flat();
+    this.#starting.delete(ticket);
     for (const clone of clones) {
       if (clone.status === 'fulfilled') ticket.attach(clone.cloneId, clone.vm.id);
       else {
@@ -193,20 +210,51 @@ export class RemoteClones {
     );
   }
 
-  /** Ends a ticket's clones on other hosts; one that can't be reached ends with its host, or later. */
+  /** Ends a ticket's clones on other hosts, as soon as these can be reached. */
   kill(ticket: Ticket): void {
-    for (const host of ticket.slotsElsewhere.keys()) {
-      const killed = this.#context.peering.call(host, 'killTicket', { ticket: ticket.id });
-      killed.catch((error: unknown) => {
-        this.#context.log.warn({ host, ticket: ticket.id, err: error }, 'clones may go on there');
-      });
+    for (const host of ticket.slotsElsewhere.keys()) void this.#killOn(host, ticket);
+  }
+
+  /** Also clones that are still to be started there. Never rejects. */
+  async #killOn(host: string, { id }: Ticket): Promise<void> {
+    const kill = () => this.#context.peering.call(host, 'killTicket', { ticket: id });
+    await this.#untilHeard(kill, isThere).catch((error: unknown) => {
+      this.#context.log.warn(
+        { host, ticket: id, err: error },
+        'its clones there end with the host',
+      );
+    });
+  }
+
+  /** Home has given up a ticket whose clones were not started yet: they are not to be. */
+  #refuse(ticket: string, home: string): void {
+    const [oldest] = this.#killedEarly;
+    if (this.#killedEarly.size >= KILLED_EARLY_MAX) this.#killedEarly.delete(oldest!);
+    this.#killedEarly.add(`${home} ${ticket}`);
+  }
+
+  /** Says something again and again until it is answered, or an error is not endured. */
+  async #untilHeard<T>(
+    say: () => Promise<T>,
+    isEndured: (error: SnowforkError) => boolean,
+  ): Promise<T> {
+    for (let attempt = 0; ; attempt += 1) {
+      try {
+        return await say();
+      } catch (cause) {
+        const error = SnowforkError.from(cause);
+        if (!isEndured(error)) throw error;
+        const pauseMs = SAY_AGAIN_MS[Math.min(attempt, SAY_AGAIN_MS.length - 1)];
+        await delay(pauseMs, undefined, { ref: false });
+      }
     }
   }
 
   /** A snapshot of another host, to be cloned here. @throws SnowforkError */
   async fetch(host: string, snapshot: string): Promise<Snapshot> {
     const { descriptor } = await this.#context.peering.call(host, 'describe', { snapshot });
-    const taken = await this.#takeIn(descriptor, host);
+    const { snapshot: taken, held } = await this.#takeIn(descriptor, host);
+    await held;
     this.#touches.began(snapshot, { snapshot: taken, origins: descriptor.origins, home: host });
     return taken;
   }
@@ -221,21 +269,34 @@ export class RemoteClones {
     }
     this.#trees.forget(host);
     store.hostLost(host);
-    for (const snapshot of [...store.all()]) store.takeBack(snapshot, host);
+    for (const snapshot of [...store.all()]) this.#takeBack(snapshot, host);
+  }
+
+  /**
+   * An agent there has started, which knows nothing of what the one before it had when that one's pager
+   * died as well: this host's clones there are asked for, and what of its snapshots is needed.
+   */
+  hostStarted(host: string): void {
+    for (const ticket of this.#context.tickets.all()) {
+      const isAnswered = this.#starting.has(ticket);
+      if (ticket.home !== undefined || !ticket.used || isAnswered) continue;
+      const slots = ticket.slotsElsewhere.get(host) ?? [];
+      if (slots.some(({ status }) => status === 'running')) void this.#askFor(ticket, host);
+    }
+    void this.#settleLoans(host);
   }
 
   /**
    * After the death of an agent. Its clones elsewhere are asked for: those that were on their way then
    * did not come up. What clones of others touched first here is still to be told.
    */
-  async reconcile(): Promise<void> {
+  reconcile(): void {
+    const hosts = new Set([...this.#context.store.all()].flatMap(({ file }) => file.lentTo ?? []));
     for (const ticket of this.#context.tickets.all()) {
       if (ticket.home !== undefined) this.#tellTouchesOf(ticket, ticket.home);
-      if (ticket.home !== undefined || !ticket.used) continue;
-      for (const [host, slots] of ticket.slotsElsewhere) {
-        if (slots.some(({ status }) => status === 'running')) void this.#askFor(ticket, host);
-      }
+      else for (const host of ticket.slotsElsewhere.keys()) hosts.add(host);
     }
+    for (const host of hosts) this.hostStarted(host);
   }
 
   #tellTouchesOf(ticket: Ticket, home: string): void {
@@ -252,22 +313,37 @@ export class RemoteClones {
   }
 
   async #askFor(ticket: Ticket, host: string): Promise<void> {
-    for (let attempt = 0; !ticket.done; attempt += 1) {
-      try {
-        const of = { ticket: ticket.id };
-        const { cloneIds } = await this.#context.peering.call(host, 'clonesOf', of);
-        for (const { cloneId } of ticket.slotsElsewhere.get(host) ?? []) {
-          if (!cloneIds.includes(cloneId)) ticket.settle(cloneId, { reason: NEVER_STARTED });
-        }
-        return;
-      } catch (cause) {
-        const { code } = SnowforkError.from(cause);
-        if (code === 'SF_HOST_NOT_FOUND')
-          return this.hostLost(host, 'the cluster has no such host');
-        await delay(TELL_AGAIN_MS[Math.min(attempt, TELL_AGAIN_MS.length - 1)], undefined, {
-          ref: false,
-        });
+    const ask = () => this.#context.peering.call(host, 'clonesOf', { ticket: ticket.id });
+    try {
+      const { cloneIds } = await this.#untilHeard(ask, (error) => !ticket.done && isThere(error));
+      for (const { cloneId } of ticket.slotsElsewhere.get(host) ?? []) {
+        if (!cloneIds.includes(cloneId)) ticket.settle(cloneId, { reason: NEVER_STARTED });
       }
+    } catch {
+      if (!ticket.done) this.hostLost(host, 'the cluster has no such host');
+    }
+  }
+
+  /**
+   * Takes back what was lent to a host that does not need it: it never came, or went unsaid. What is just
+   * on its way is lent again when it has come (`hold`), and kept for its ticket until then.
+   */
+  async #settleLoans(host: string): Promise<void> {
+    const lent = [...this.#context.store.all()].filter(({ file }) => file.lentTo?.includes(host));
+    if (lent.length === 0) return;
+    const ask = () => this.#context.peering.call(host, 'needs', {});
+    const answer = await this.#untilHeard(ask, isThere).catch(() => undefined);
+    for (const snapshot of lent) {
+      if (answer?.snapshots.includes(snapshot.file.id) === false) this.#takeBack(snapshot, host);
+    }
+  }
+
+  #takeBack(snapshot: Snapshot, host: string): void {
+    try {
+      this.#context.store.takeBack(snapshot, host);
+    } catch (error) {
+      const { id } = snapshot.file;
+      this.#context.log.error({ snapshot: id, err: error }, 'the next agent will take it for lent');
     }
   }
 
@@ -372,19 +448,25 @@ export class RemoteClones {
     return (host) => description.for((id) => this.#trees.parentOf(id, host));
   }
 
-  async #takeIn(descriptor: Descriptor, home: string): Promise<Snapshot> {
+  /** `held`: home has heard that it is needed here. */
+  async #takeIn(
+    descriptor: Descriptor,
+    home: string,
+  ): Promise<{ snapshot: Snapshot; held: Promise<unknown> }> {
     const snapshot = await this.#context.store.takeIn(descriptor);
     this.#needed = this.#neededOrigins();
     void this.#neighbours.update();
     const owners = this.#context.store.ownersOf(snapshot);
+    const held: Promise<unknown>[] = [];
     for (const { host, snapshot: id } of owners.flatMap(({ file }) => file.origins ?? [])) {
-      if (host === home && id === snapshot.file.id) continue;
-      // Home keeps it for its own sake; this is for when home goes first.
-      this.#context.peering.call(host, 'hold', { snapshot: id }).catch((error: unknown) => {
+      const holding = this.#context.peering.call(host, 'hold', { snapshot: id });
+      const heard = holding.catch((error: unknown) => {
         this.#context.log.warn({ host, snapshot: id, err: error }, 'its pages may be let go');
       });
+      // It has lent it just now, but what this host let go before may have come after that.
+      if (host === home) held.push(heard);
     }
-    return snapshot;
+    return { snapshot, held: Promise.all(held) };
   }
 
   async #startPart(
@@ -393,10 +475,20 @@ export class RemoteClones {
     signal: AbortSignal,
   ): Promise<{ clones: StartedClone[] }> {
     const { descriptor, ticket, cloneIds, descent, standing } = params;
-    const snapshot = await this.#takeIn(descriptor, home);
-    const part = { snapshot, home, ticket, cloneIds, descent, standing };
-    this.#touches.began(ticket.id, { snapshot, origins: descriptor.origins, home });
-    const clones = await this.#context.startPart(part, signal);
+    const { snapshot, held } = await this.#takeIn(descriptor, home);
+    let clones: StartedClone[];
+    try {
+      if (this.#killedEarly.delete(`${home} ${ticket.id}`)) {
+        throw new SnowforkError('SF_CLONE_FAILED', KILLED_BY_TICKET.reason);
+      }
+      const part = { snapshot, home, ticket, cloneIds, descent, standing };
+      this.#touches.began(ticket.id, { snapshot, origins: descriptor.origins, home });
+      clones = await this.#context.startPart(part, signal);
+    } catch (error) {
+      this.#context.store.collect(snapshot);
+      throw error;
+    }
+    await held;
     return {
       clones: clones.map((clone) =>
         clone.status === 'fulfilled'
@@ -417,7 +509,7 @@ export class RemoteClones {
     return null;
   }
 
-  /** Tells home how a clone of a part ended, until home has heard it or is no host any more. */
+  /** Tells home how a clone of a part ended, until home has heard it. Never rejects. */
   async tellHome(ticket: Ticket, cloneId: number): Promise<void> {
     const { home } = ticket;
     const slot = ticket.slot(cloneId);
@@ -426,19 +518,19 @@ export class RemoteClones {
       void this.#touches.tell(ticket.id);
     const how =
       slot.status === 'exited' ? { value: slot.value! } : { reason: slot.reason ?? 'it is lost' };
-    for (let attempt = 0; this.#context.peering.isMember(home); attempt += 1) {
-      try {
-        await this.#context.peering.call(home, 'settle', { ticket: ticket.id, cloneId, how });
-        break;
-      } catch (error) {
-        if (attempt === 0) this.#context.log.warn({ home, err: error }, 'home does not hear');
-        await delay(TELL_AGAIN_MS[Math.min(attempt, TELL_AGAIN_MS.length - 1)], undefined, {
-          ref: false,
-        });
-      }
-    }
+    const until = performance.now() + TELL_HOME_MS;
+    const tell = () =>
+      this.#context.peering.call(home, 'settle', { ticket: ticket.id, cloneId, how });
+    await this.#untilHeard(tell, () => performance.now() < until).catch((error: unknown) => {
+      this.#context.log.warn({ home, ticket: ticket.id, err: error }, 'home was not told');
+    });
     slot.isTold = true;
     ticket.save();
     if (ticket.slots.every(({ isTold }) => isTold === true)) this.#context.tickets.forget(ticket);
   }
+}
+
+/** A host that does not answer may do so later, unless the cluster has none of that name. */
+function isThere({ code }: SnowforkError): boolean {
+  return code !== 'SF_HOST_NOT_FOUND';
 }
