@@ -32,10 +32,12 @@ let server: PeerServer | undefined;
 let peers: Peers | undefined;
 let port = FIRST_PORT + (process.pid % 1000);
 const said: string[] = [];
+const removed = new Set<string>();
 
 beforeEach(() => {
   folder = fs.mkdtempSync(path.join(os.tmpdir(), 'sf-peers-'));
   said.length = 0;
+  removed.clear();
   port += 1;
 });
 
@@ -70,6 +72,7 @@ async function listen(file: ClusterFile, handlers: Partial<PeerHandlers> = {}): 
     ...{ file, log, handlers: handlers as PeerHandlers },
     join: (hello) => admit(hello, { file, tokens, isTaken: (name) => name === 'alpha' }),
     serveApi: (socket) => socket.end('api'),
+    isRemoved: (host) => removed.has(host),
   });
   return tokens;
 }
@@ -136,6 +139,25 @@ describe('a call', () => {
     await expect(stranger.call('alpha', 'ping', {})).rejects.toMatchObject({
       code: 'SF_HOST_UNREACHABLE',
     });
+  });
+
+  it('is refused to a host that was taken out, on connections that it has as well', async () => {
+    const alpha = await hostFile('alpha', CLUSTER);
+    const beta = await hostFile('beta', CLUSTER, alpha);
+    await listen(alpha, { clonesOf: async () => ({ cloneIds: [] }) });
+    const calling = peersOf(beta);
+    const call = () => calling.call('alpha', 'clonesOf', { ticket: 't1-beta' });
+    await call();
+    removed.add('beta');
+    await expect(call()).rejects.toMatchObject({ code: 'SF_HOST_UNREACHABLE' });
+    for (const asked of [call(), calling.openApi('alpha')]) {
+      await expect(asked).rejects.toMatchObject({
+        code: 'SF_PERMISSION',
+        message: expect.stringContaining('beta was taken out of the cluster'),
+      });
+    }
+    removed.clear();
+    await call();
   });
 
   it('is refused to whoever shows no certificate of the cluster, and the log says so', async () => {

@@ -82,6 +82,7 @@ async function listen(of: { members: string[]; file?: ClusterFile }): Promise<vo
     ...{ file: alpha, log: LOG, handlers: handlers as PeerHandlers },
     join: async () => undefined,
     serveApi: (socket) => socket.end(),
+    isRemoved: () => false,
   });
 }
 

@@ -105,6 +105,8 @@ export interface ClusterStore {
   setDraining(name: string, isDraining: boolean): Promise<void>;
   /** It can't come back. @throws SnowforkError SF_HOST_NOT_FOUND */
   remove(name: string): Promise<void>;
+  /** Whether the host that had that name last was taken out. */
+  isRemoved(name: string): boolean;
   /**
    * All slots, or as many as there are, for the ticket: in one transaction with what the family takes
    * and with the ticket's record. The record goes with this host, or when it is not told of any more.

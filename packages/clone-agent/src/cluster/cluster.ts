@@ -359,6 +359,7 @@ export class Cluster {
           return admit(hello, of);
         },
         serveApi: this.#context.serveApi,
+        isRemoved: (host) => store.isRemoved(host),
       });
       const { pagesPort } = await this.#context.entered();
       const { id, name, address, port } = file.host;

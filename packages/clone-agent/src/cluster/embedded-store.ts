@@ -66,6 +66,10 @@ export class EmbeddedStore implements ClusterStore {
     throw noCluster('it has no other hosts');
   }
 
+  isRemoved(): boolean {
+    return false;
+  }
+
   async useCertificate(): Promise<void> {
     throw noCluster('it needs no certificate');
   }

@@ -65,6 +65,8 @@ export class EtcdStore implements ClusterStore {
   #tickets!: EtcdTickets;
   /** Names of the hosts that are there. */
   readonly #present = new Set<string>();
+  /** Ids of hosts by name, as they were last heard of. */
+  readonly #ids = new Map<string, string>();
   readonly #lost: ((host: string) => void)[] = [];
   readonly #started: ((host: string) => void)[] = [];
   readonly #reserved: ((reservations: readonly HostReservation[]) => void)[] = [];
@@ -179,6 +181,13 @@ export class EtcdStore implements ClusterStore {
         .then(space.put(removed).value(name), ...keys.map((key) => space.delete().key(key)))
         .commit();
     });
+  }
+
+  isRemoved(name: string): boolean {
+    const id = this.#ids.get(name);
+    if (id !== undefined) return this.#mirror.get(`removed/${id}`) !== undefined;
+    // Before this agent's time.
+    return this.#mirror.below('removed/').some(({ value }) => value === name);
   }
 
   async reserve(request: ReserveRequest): Promise<Reserved> {
@@ -330,7 +339,11 @@ export class EtcdStore implements ClusterStore {
     const nameOf = (change: Change) => keyOf(change).slice('host/'.length);
     for (const change of hosts) {
       if (change.after === undefined) this.#present.delete(nameOf(change));
-      else this.#present.add(nameOf(change));
+      else {
+        this.#present.add(nameOf(change));
+        const identity = readPair(hostRecordSchema, change.after);
+        if (identity !== undefined) this.#ids.set(identity.name, identity.id);
+      }
     }
     // A ticket is as good as gone with its home.
     if (hosts.length > 0 || changes.some(isOf('ticket'))) this.#tellReservations();

@@ -4,6 +4,8 @@
 
 import type { Duplex } from 'node:stream';
 
+/** After which the kernel asks: on connections whose bytes are not ours, such as those to an API. */
+export const KEEP_ALIVE_MS = 5000;
 const SIGN_OF_LIFE_MS = 2000;
 const SILENCE_MS_MAX = 10_000;
 

@@ -8,7 +8,7 @@ import type { Logger } from 'pino';
 import { z } from 'zod';
 import { identityOf } from './authority.js';
 import type { ClusterFile } from './cluster-file.js';
-import { keepAlive } from './heartbeat.js';
+import { KEEP_ALIVE_MS, keepAlive } from './heartbeat.js';
 import { encodeFrame, FrameReader, firstFrame } from './peer-frames.js';
 import {
   cancelSchema,
@@ -34,6 +34,8 @@ export interface PeerServerOptions {
   join(hello: Extract<Hello, { for: 'join' }>): Promise<unknown>;
   /** The connection is one to this host's API from now on. */
   serveApi(socket: TLSSocket): void;
+  /** The host was taken out of the cluster: its certificate counts no more. */
+  isRemoved(host: string): boolean;
 }
 
 export class PeerServer {
@@ -89,6 +91,7 @@ export class PeerServer {
     socket.on('close', () => this.#sockets.delete(socket));
     socket.on('error', () => socket.destroy());
     socket.setNoDelay(true);
+    socket.setKeepAlive(true, KEEP_ALIVE_MS);
     try {
       const limits = { bytesMax: HELLO_BYTES_MAX, timeoutMs: HELLO_TIMEOUT_MS };
       const hello = helloSchema.parse(await firstFrame(socket, limits));
@@ -111,11 +114,14 @@ export class PeerServer {
   #assertMember(socket: TLSSocket): string {
     const { cluster, host: own } = this.#options.file;
     const identity = socket.authorized ? identityOf(socket) : undefined;
-    if (identity?.cluster === cluster.id) return identity.host;
+    const isOurs = identity?.cluster === cluster.id;
+    if (isOurs && !this.#options.isRemoved(identity.host)) return identity.host;
     const words =
       identity === undefined
         ? `its certificate is not of cluster ${cluster.name} (${socket.authorizationError})`
-        : `it is of another cluster (${identity.cluster})`;
+        : isOurs
+          ? `${identity.host} was taken out of the cluster: \`sf host join\` joins it anew`
+          : `it is of another cluster (${identity.cluster})`;
     throw new SnowforkError('SF_PERMISSION', `${own.name} refuses the connection: ${words}`);
   }
 }
@@ -147,6 +153,7 @@ class CallsConnection {
   }
 
   #take(chunk: Buffer): void {
+    if (this.#options.isRemoved(this.#host)) return void this.#socket.destroy();
     try {
       this.#reader.push(chunk);
       for (let frame = this.#reader.next(); frame; frame = this.#reader.next()) {

@@ -7,7 +7,7 @@ import { SnowforkError } from '@snowfork/sdk/api';
 import { withResolvers } from '../guest/exec.js';
 import { identityOf } from './authority.js';
 import type { ClusterFile } from './cluster-file.js';
-import { keepAlive } from './heartbeat.js';
+import { KEEP_ALIVE_MS, keepAlive } from './heartbeat.js';
 import { encodeFrame, FrameReader, firstFrame } from './peer-frames.js';
 import {
   type Hello,
@@ -150,6 +150,7 @@ export class Peers {
         throw new Error(`it is ${identity?.host ?? 'nobody'} that answers at ${address}:${port}`);
       }
       socket.setNoDelay(true);
+      socket.setKeepAlive(true, KEEP_ALIVE_MS);
       socket.write(encodeFrame(hello));
       const limits = { bytesMax: WELCOME_BYTES_MAX, timeoutMs: CONNECT_TIMEOUT_MS };
       const answer = await firstFrame(socket, limits);
