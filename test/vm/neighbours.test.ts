@@ -13,6 +13,8 @@ import {
 } from '../support/cluster-hosts.js';
 import { eventually } from '../support/eventually.js';
 
+/** So long that no agent is lost for being started again. */
+const HOST_TIMEOUT_MS = 30_000;
 const DATA_MIB = 12;
 const MAKE_DATA = `dd if=/dev/urandom of=/dev/shm/data bs=1M count=${DATA_MIB} 2>/dev/null`;
 const HASH = 'md5sum < /dev/shm/data';
@@ -25,7 +27,7 @@ describeVms('a cluster of four hosts that multicast does not reach', () => {
 
   beforeAll(async () => {
     // Or a clone may have all that it needs before a test does anything to its neighbour.
-    cluster = await joinHosts(4, { replayFirstTouches: false });
+    cluster = await joinHosts(4, { replayFirstTouches: false, hostTimeoutMs: HOST_TIMEOUT_MS });
     for (const { net } of cluster.hosts) await net.blockMulticast();
     vm = await cluster.hosts[0]!.sf.launch('minimal');
     hash = await sh(vm, `${MAKE_DATA}; ${HASH}`);
