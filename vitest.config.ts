@@ -24,7 +24,11 @@ const SHARED = [
 ].map((name) => `test/vm/${name}.test.ts`);
 
 /** These only end what has failed anyway: a busy machine takes many times as long as a quiet one. */
-const limits = { testTimeout: limitMs(300_000), hookTimeout: 300_000 };
+const limits = {
+  testTimeout: limitMs(300_000),
+  hookTimeout: 300_000,
+  expect: { poll: { timeout: 60_000 } },
+};
 
 /** One file after another, with the images built before the first. */
 const vms = { ...limits, fileParallelism: false, globalSetup: ['test/support/vm-setup.ts'] };

@@ -1,11 +1,12 @@
 // Sandbox: code that nobody vouches for runs in a throw-away clone of a prepared VM. Each piece below
 // does the harm that it can, as root of its clone; then the clone is ended with all it has forked, and
 // the VM that it was made of is looked at: it holds what it held. Needs the image `minimal`.
+// Arguments: [seconds that a piece may take]
 
 import { connect, type Host, SnowforkError, type Vm } from '@snowfork/sdk';
 
 /** What a piece may take; its clone is gone soon after. */
-const PATIENCE_MS = 4_000;
+const PATIENCE_MS = Number(process.argv[2] ?? 4) * 1000;
 const SECRET = 'prepared once, for all of them';
 
 interface Piece {

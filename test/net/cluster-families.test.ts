@@ -15,6 +15,8 @@ import { describeStore, familyRequest, LIMITS, refusedBy } from '../support/stor
 const FAMILY = 'vm1-alpha';
 const MAX = 4;
 const ROUNDS = 30;
+/** So long that no host is lost for being slow. */
+const HOST_TIMEOUT_MS = 60_000;
 const SEED = Number(process.env.SNOWFORK_SIM_SEED ?? 20);
 let members: EtcdMembers;
 let stores: EtcdStore[] = [];
@@ -31,7 +33,7 @@ afterEach(async () => {
 afterAll(() => members.close());
 
 async function join(name: string): Promise<EtcdStore> {
-  const store = await members.open(name, { hostTimeoutMs: 3000 });
+  const store = await members.open(name, { hostTimeoutMs: HOST_TIMEOUT_MS });
   stores.push(store);
   const self = { id: `id of ${name}`, name, address: '127.0.0.1', port: 1 };
   // What is asked for is had of the host that asks.

@@ -21,9 +21,12 @@ import { familyRequest } from '../support/store-behaviour.js';
 import type { StoreHostStart } from './store-host-main.js';
 
 const HOST_MAIN = fileURLToPath(new URL('store-host-main.ts', import.meta.url));
-const HOST_TIMEOUT_MS = 3000;
-/** Shorter than a store is without a majority, and yet enough for a busy machine to tell of hosts. */
-const PATIENT_TIMEOUT_MS = 10_000;
+/** So long that no host is lost for being slow. */
+const HOST_TIMEOUT_MS = 60_000;
+/** Of hosts that die, or whose lease is taken from them, which they notice by a third of it. */
+const SHORT_TIMEOUT_MS = 10_000;
+/** Longer than is waited for here. */
+const ENDLESS_TIMEOUT_MS = 3_600_000;
 const NO_HOLDINGS: Holdings = { families: new Map(), unsettled: new Set(), tickets: [] };
 /** So many that some would go to each member. */
 const RENEWALS = 20;
@@ -63,11 +66,11 @@ async function join(name: string, more: Partial<EtcdOptions> = {}): Promise<Etcd
 }
 
 /** As a process of its own. */
-async function joinApart(name: string): Promise<ChildProcess> {
+async function joinApart(name: string, hostTimeoutMs: number): Promise<ChildProcess> {
   const child = fork(HOST_MAIN, { execArgv: ['--import', 'tsx'] });
   children.push(child);
   const access = await members.access(name);
-  const of = { access, self: selfOf(name), room: ROOM, hostTimeoutMs: HOST_TIMEOUT_MS };
+  const of = { access, self: selfOf(name), room: ROOM, hostTimeoutMs };
   child.send(of satisfies StoreHostStart);
   const said = await Promise.race([once(child, 'message'), once(child, 'exit')]);
   expect(said).toEqual(['joined', undefined]);
@@ -99,7 +102,7 @@ for (const signal of ['SIGKILL', 'SIGSTOP'] as const) {
   test(`a host that gets ${signal} is lost, and the room that its tickets have is free`, async () => {
     const alpha = await join('alpha');
     const heard = hearing(alpha);
-    const beta = await joinApart('beta');
+    const beta = await joinApart('beta', SHORT_TIMEOUT_MS);
     await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
     beta.send(ask('beta', 8, ['alpha']));
     await once(beta, 'message');
@@ -122,7 +125,7 @@ for (const signal of ['SIGKILL', 'SIGSTOP'] as const) {
 test('what a ticket has of a host that is lost goes when its home says so', async () => {
   const alpha = await join('alpha');
   const heard = hearing(alpha);
-  const beta = await joinApart('beta');
+  const beta = await joinApart('beta', SHORT_TIMEOUT_MS);
   await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
   await alpha.reserve(ask('alpha', 5, ['beta']));
   beta.kill('SIGKILL');
@@ -174,7 +177,8 @@ test('any host sees what each ticket has where, until its home settles it', asyn
 });
 
 test('a ticket goes on with its home, and not without it', async () => {
-  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const short = { hostTimeoutMs: SHORT_TIMEOUT_MS };
+  const [alpha, beta] = [await join('alpha', short), await join('beta')];
   const heard = hearing(beta);
   await alpha.reserve(ask('alpha', 3, ['beta']));
   await eventually(() => expect(beta.tickets()).toHaveLength(1));
@@ -281,7 +285,8 @@ test('room that is given back can be promised again as soon as it is told', asyn
 });
 
 test('a host that was taken for lost by mistake is there again', async () => {
-  const [alpha, beta] = [await join('alpha'), await join('beta')];
+  const short = { hostTimeoutMs: SHORT_TIMEOUT_MS };
+  const [alpha, beta] = [await join('alpha'), await join('beta', short)];
   const heard = hearing(alpha);
   await beta.publishRoom({ ...ROOM, vms: 5 });
   await eventually(() => expect(alpha.hosts()[1]?.room.vms).toBe(5));
@@ -302,8 +307,7 @@ test('a host that was taken for lost by mistake is there again', async () => {
 });
 
 test('a host that leaves is gone at once', async () => {
-  // Longer than is waited for here.
-  const hostTimeoutMs = 3_600_000;
+  const hostTimeoutMs = ENDLESS_TIMEOUT_MS;
   const [alpha, beta] = [await join('alpha'), await join('beta', { hostTimeoutMs })];
   const heard = hearing(alpha);
   await beta.close();
@@ -340,7 +344,7 @@ test('two hosts do not have one name', async () => {
 
 test('an agent that starts again hears what was promised of its host', async () => {
   const alpha = await join('alpha');
-  await joinApart('beta').then((beta) => {
+  await joinApart('beta', ENDLESS_TIMEOUT_MS).then((beta) => {
     beta.kill('SIGKILL');
   });
   await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
@@ -408,8 +412,9 @@ test('a member that hangs is not missed by those that ask again and again', asyn
 });
 
 test('without a majority tickets are refused, hosts stay, and all goes on by itself', async () => {
-  const patient = { hostTimeoutMs: PATIENT_TIMEOUT_MS };
-  const [alpha, beta] = [await join('alpha', patient), await join('beta', patient)];
+  // Shorter than the store is without.
+  const short = { hostTimeoutMs: SHORT_TIMEOUT_MS };
+  const [alpha, beta] = [await join('alpha', short), await join('beta', short)];
   await eventually(() => expect(namesIn(alpha)).toEqual(['alpha', 'beta']));
   const lost = [hearing(alpha), hearing(beta)].map((heard) => heard.lost);
   await members.stop('one');

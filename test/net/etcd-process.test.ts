@@ -28,7 +28,7 @@ test('one that is killed is started again, and still knows everything', async ()
   process.kill(before, 'SIGKILL');
   await eventually(() => expect(member.pid).not.toBe(before));
   const host = { id: '1', name: 'beta', address: '127.0.0.1', port: 1, version: '1', startedAt: 1 };
-  await store.join(host, { roomBytes: 0, slots: 0, vms: 0 });
+  await eventually(() => store.join(host, { roomBytes: 0, slots: 0, vms: 0 }));
   await eventually(() => expect(store.hosts()).toMatchObject([{ name: 'beta', draining: true }]));
   await store.close();
 });

@@ -37,11 +37,10 @@ test.skipIf(reason)('the pages of fifty snapshots come to one host by their grou
     // It stays a member of those before.
     await hosts.pullers[0]!.execute('connect', origin);
     expect(await hosts.pull({ atOnce: 4 })).toEqual([hosts.right()]);
-    const { delivery, complaints } = await hosts.pullerStats(0);
-    expect({ number, delivery, complaints }).toEqual({
-      number,
-      delivery: BY_GROUP,
-      complaints: [],
+    await eventually(async () => {
+      const { delivery, complaints } = await hosts.pullerStats(0);
+      const expected = { number, delivery: BY_GROUP, complaints: [] };
+      expect({ number, delivery, complaints }).toEqual(expected);
     });
   }
   const joined = await hosts.net.hosts[1]!.run('ip', 'maddress', 'show', 'dev', 'eth0');

@@ -102,11 +102,13 @@ test.skipIf(reason).each(['sender', 'receiver'])('a limit at the %s holds', asyn
   const bytes = (bitsPerSecond / 8) * seconds * 2;
   const sending = sender!.ask({ send: { to: beta.address, count: bytes / 1250, bytes: 1250 } });
   await delay(seconds * 1000);
-  const came = beta.counters().bytesReceived - before;
+  const came = () => beta.counters().bytesReceived - before;
+  const bytesMin = (bitsPerSecond / 8) * seconds * 0.1;
+  await eventually(() => expect(came()).toBeGreaterThan(bytesMin));
+  const cameThen = came();
   const elapsedS = (performance.now() - startedAt) / 1000;
   const bytesMax = (bitsPerSecond / 8) * elapsedS * 1.2 + 512 * 1024;
-  expect(came).toBeLessThan(bytesMax);
-  expect(came).toBeGreaterThan((bitsPerSecond / 8) * seconds * 0.1);
+  expect(cameThen).toBeLessThan(bytesMax);
   await sending;
 });
 
@@ -130,12 +132,15 @@ test.skipIf(reason)('of datagrams that are lost by chance, some come and some do
   const [, beta, gamma] = net.hosts as [NetHost, NetHost, NetHost];
   const [sender, lossy, whole] = await startAll(net);
   await beta.loseDatagrams(0.3);
-  for (const { address } of [beta, gamma]) {
-    await sender!.ask({ send: { to: address, count: 1000, bytes: 100 } });
+  // No more at a time than a socket has room for, where nobody reads it for a while.
+  for (let sent = 100; sent <= 1000; sent += 100) {
+    for (const { address } of [beta, gamma]) {
+      await sender!.ask({ send: { to: address, count: 100, bytes: 100 } });
+    }
+    await eventually(async () => expect(await whole!.heard()).toBe(sent));
   }
-  await eventually(async () => expect(await whole!.heard()).toBe(1000));
   // Seven standard deviations on either side.
-  expect(await lossy!.heard()).toBeGreaterThan(600);
+  await eventually(async () => expect(await lossy!.heard()).toBeGreaterThan(600));
   expect(await lossy!.heard()).toBeLessThan(800);
 });
 
@@ -155,9 +160,14 @@ test.skipIf(reason)('what is blocked or cut off stays away until it is healed', 
   await delay(SETTLE_MS);
   expect(await receiver!.heard()).toBe(2);
   await beta.heal();
-  await sender!.ask(one(GROUP));
-  await sender!.ask(one(beta.address));
-  await eventually(async () => expect(await receiver!.heard()).toBe(4));
+  // The link may take a moment to be up.
+  for (const to of [GROUP, beta.address]) {
+    const before = await receiver!.heard();
+    await eventually(async () => {
+      await sender!.ask(one(to));
+      expect(await receiver!.heard()).toBeGreaterThan(before);
+    });
+  }
 });
 
 /** The numbers that a process has written in its first line. */

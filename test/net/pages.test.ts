@@ -13,6 +13,7 @@ const reason = whyNoNetHosts();
 
 test.skipIf(reason)('what two hosts demand comes to both, right, and crosses once', async () => {
   await using hosts = await PageHosts.start({ pullers: 2, pageCount: PAGES });
+  await hosts.untilByGroup();
   expect(await hosts.pull({ atOnce: 8 })).toEqual([hosts.right(), hosts.right()]);
   expect(await hosts.pullerStats(0)).toMatchObject({ delivery: BY_GROUP, complaints: [] });
   const { pagesSent, sent } = await hosts.serverStats();

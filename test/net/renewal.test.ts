@@ -11,7 +11,7 @@ import { whyNoNetHosts } from '../../packages/clone-agent/src/system/net-hosts.j
 import { processOf } from '../support/cluster-hosts.js';
 import { eventually } from '../support/eventually.js';
 
-const LIFETIME_MS = 15_000;
+const LIFETIME_MS = 45_000;
 /** As in `/proc/PID/cmdline`. */
 const ETCD = 'etcd\0--name';
 

@@ -87,13 +87,26 @@ describe.skipIf(whyNoNetHosts() !== undefined)('the store of four hosts with etc
     return { members: names.map(hostOf), other };
   }
 
+  /** What was not answered in time may be done all the same. */
+  async function takeOut({ name }: Member): Promise<void> {
+    let isRepeat = false;
+    await patiently(async () => {
+      const refusal = await alpha.sf.removeHost(name).catch((error: { code?: string }) => error);
+      const isDone = refusal === undefined || (isRepeat && refusal.code === 'SF_HOST_NOT_FOUND');
+      isRepeat = true;
+      if (!isDone) throw refusal;
+    });
+  }
+
   it('gets three members, and all hosts know where they are', async () => {
     const { members, other } = await threeMembers();
     expect(members[0]).toBe(alpha);
-    expect(await storeCheck(other)).toMatchObject({
-      status: 'ok',
-      message: expect.stringMatching(/3 members.*alpha/),
-    });
+    await patiently(async () =>
+      expect(await storeCheck(other)).toMatchObject({
+        status: 'ok',
+        message: expect.stringMatching(/3 members.*alpha/),
+      }),
+    );
   });
 
   it('goes on without any one of them, and without two not, until one is back', async () => {
@@ -140,7 +153,7 @@ describe.skipIf(whyNoNetHosts() !== undefined)('the store of four hosts with etc
     await patiently(async () => {
       expect((await alpha.sf.hosts()).map(({ name }) => name)).not.toContain(second.name);
     });
-    await alpha.sf.removeHost(second.name);
+    await takeOut(second);
     await patiently(async () => expect(await membersOf(alpha)).toContain(other.name));
     // It comes back, and finds that it has no member any more, and none is wanted.
     await second.net.heal();
@@ -152,7 +165,7 @@ describe.skipIf(whyNoNetHosts() !== undefined)('the store of four hosts with etc
   it('lets a host join anew under its name, without the first host where another has the key', async () => {
     const { members, other } = await threeMembers();
     const gone = members[2]!;
-    await alpha.sf.removeHost(gone.name);
+    await takeOut(gone);
     await patiently(async () => expect(await membersOf(alpha)).toContain(other.name));
     await patiently(() => expect(hasEtcd(gone)).toBe(false));
     await shutDown(gone);
@@ -164,7 +177,7 @@ describe.skipIf(whyNoNetHosts() !== undefined)('the store of four hosts with etc
     await cluster.startAgain(other);
     await alpha.net.cutOff();
     const { token, address } = await patiently(() => other.sf.newToken());
-    await gone.sf.joinCluster({ at: address, token, ...selfOf(gone) });
+    await patiently(() => gone.sf.joinCluster({ at: address, token, ...selfOf(gone) }));
     await alpha.net.heal();
     expect((await threeMembers()).other).toBe(gone);
   });
@@ -189,8 +202,8 @@ describe.skipIf(whyNoNetHosts() !== undefined)('the store of four hosts with etc
       fs.rmSync(path.join(gone.state, name), { recursive: true });
     }
     await cluster.startAgain(gone);
-    const { token, address } = await alpha.sf.newToken();
-    await gone.sf.joinCluster({ at: address, token, ...selfOf(gone) });
+    const { token, address } = await patiently(() => alpha.sf.newToken());
+    await patiently(() => gone.sf.joinCluster({ at: address, token, ...selfOf(gone) }));
     const now = await threeMembers();
     expect([gone, other]).toContain(now.other);
   });
@@ -212,10 +225,12 @@ describe.skipIf(whyNoNetHosts() !== undefined)('the store of two hosts with etcd
 
   it('keeps its one member, which can not be taken out', async () => {
     await patiently(async () => expect(await membersOf(beta)).toEqual(['alpha']));
-    await expect(beta.sf.removeHost('alpha')).rejects.toMatchObject({
-      code: 'SF_BAD_REQUEST',
-      message: expect.stringContaining('apt-get install etcd-server'),
-    });
+    await patiently(async () =>
+      expect(beta.sf.removeHost('alpha')).rejects.toMatchObject({
+        code: 'SF_BAD_REQUEST',
+        message: expect.stringContaining('apt-get install etcd-server'),
+      }),
+    );
     expect(hasEtcd(beta)).toBe(false);
     expect(await membersOf(alpha)).toEqual(['alpha']);
   });

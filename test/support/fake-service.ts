@@ -328,10 +328,12 @@ export class FakeService implements AgentService {
     const exec = this.#next++;
     const session = new FakeExec(exec, request, this.files);
     this.#execs.set(exec, session);
-    signal.addEventListener('abort', () => {
+    const onAbort = () => {
       this.aborted.push('exec');
       session.signal(9);
-    });
+    };
+    if (signal.aborted) onAbort();
+    else signal.addEventListener('abort', onAbort);
     return session;
   }
 

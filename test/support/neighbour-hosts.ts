@@ -46,6 +46,11 @@ export interface NeighbourHostsOptions {
   readonly replicaBytesMax?: readonly number[];
 }
 
+type Received = ReceiverCounts & {
+  readonly neighbour?: string;
+  readonly now: { readonly delivery: 'group' | 'unicast' };
+};
+
 /** Host 0 has the snapshot, the others fetch it. */
 export class NeighbourHosts {
   readonly net: NetHosts;
@@ -107,9 +112,9 @@ export class NeighbourHosts {
     return ((await this.of(host).fetcher.execute('hash')) as { hash: string }).hash;
   }
 
-  async received(host: number): Promise<ReceiverCounts & { neighbour?: string }> {
+  async received(host: number): Promise<Received> {
     const stats = await this.of(host).fetcher.execute('stats');
-    return (stats as { received: ReceiverCounts[] }).received[0]!;
+    return (stats as { received: Received[] }).received[0]!;
   }
 
   async served(server: ControlledProcess): Promise<ServerCounts> {

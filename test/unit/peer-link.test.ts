@@ -2,6 +2,7 @@
 // Real TLS on addresses of this machine, certificates of authorities made here.
 
 import fs from 'node:fs';
+import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import tls from 'node:tls';
@@ -20,6 +21,7 @@ import type { PeerHandlers } from '../../packages/clone-agent/src/cluster/peer-m
 import { PeerServer } from '../../packages/clone-agent/src/cluster/peer-server.js';
 import { Peers } from '../../packages/clone-agent/src/cluster/peers.js';
 import { Tokens } from '../../packages/clone-agent/src/cluster/token.js';
+import { eventually } from '../support/eventually.js';
 
 const ADDRESS = '127.0.0.1';
 const FIRST_PORT = 27_410;
@@ -111,10 +113,12 @@ describe('a call', () => {
 
   it('is given up on both sides by who makes it', async () => {
     const alpha = await hostFile('alpha', CLUSTER);
+    const called = vi.fn();
     const aborted = vi.fn();
     await listen(alpha, {
       ping: (_params, _host, signal) =>
         new Promise((_, reject) => {
+          called();
           signal.addEventListener('abort', () => {
             aborted();
             reject(signal.reason);
@@ -128,9 +132,32 @@ describe('a call', () => {
       {},
       caller.signal,
     );
-    setTimeout(() => caller.abort(), 50);
+    await eventually(() => expect(called).toHaveBeenCalled());
+    caller.abort();
     await expect(call).rejects.toMatchObject({ code: 'SF_ABORTED' });
-    await vi.waitFor(() => expect(aborted).toHaveBeenCalled());
+    await eventually(() => expect(aborted).toHaveBeenCalled());
+  });
+
+  it('is given up while the other host is still to answer who it is', async () => {
+    const alpha = await hostFile('alpha', CLUSTER);
+    const sockets: net.Socket[] = [];
+    const silent = net.createServer((socket) => {
+      socket.on('error', () => {});
+      sockets.push(socket);
+    });
+    await new Promise<void>((resolve) => silent.listen(port, ADDRESS, resolve));
+    try {
+      const caller = new AbortController();
+      const link = peersOf(await hostFile('beta', CLUSTER, alpha));
+      const call = link.call('alpha', 'ping', {}, caller.signal);
+      const refused = expect(call).rejects.toMatchObject({ code: 'SF_ABORTED' });
+      await eventually(() => expect(sockets).toHaveLength(1));
+      caller.abort();
+      await refused;
+    } finally {
+      for (const socket of sockets) socket.destroy();
+      silent.close();
+    }
   });
 
   it('is refused to a host of another cluster, and by one', async () => {

@@ -21,11 +21,14 @@ import {
   renewFor,
   renewOwn,
 } from '../../packages/clone-agent/src/cluster/renewal.js';
+import { eventually } from '../support/eventually.js';
 
 const ADDRESS = '127.0.0.1';
 const FIRST_PORT = 28_410;
 const CLUSTER = '0123456789abcdef';
-const SHORT_MS = 9000;
+/** Of a certificate that is due, and has a while left also for a busy machine. */
+const OLD_MS = 30_000;
+const SHORT_MS = 45_000;
 const LONG_MS = 3_600_000;
 const LOG = pino({ level: 'silent' });
 
@@ -69,6 +72,15 @@ async function hostFile(
 async function betaFile(lifetimeMs: number): Promise<ClusterFile> {
   const authority = { certificate: alpha.ca, privateKey: alpha.caKey! };
   return await hostFile('beta', authority, lifetimeMs);
+}
+
+async function dueFile(): Promise<ClusterFile> {
+  vi.useFakeTimers({ toFake: ['Date'], now: Date.now() - OLD_MS });
+  try {
+    return await betaFile(SHORT_MS);
+  } finally {
+    vi.useRealTimers();
+  }
 }
 
 async function listen(of: { members: string[]; file?: ClusterFile }): Promise<void> {
@@ -141,10 +153,10 @@ test('a certificate is due with a third of its life left, and not before', async
 });
 
 test('a host gets another one, with a new key, before the old one runs out', async () => {
-  const old = await betaFile(SHORT_MS);
+  const old = await dueFile();
   await listen({ members: ['alpha', 'beta'] });
   const now = renewing(old);
-  await vi.waitFor(() => expect(now.file).not.toBe(old), { timeout: 25_000 });
+  await eventually(() => expect(now.file).not.toBe(old));
   expect(Date.now()).toBeLessThan(lifeOf(old.certificate).endsMs);
   expect(now.file.privateKey).not.toBe(old.privateKey);
   expect(lifeOf(now.file.certificate).endsMs).toBeGreaterThan(Date.now() + LONG_MS / 2);
@@ -161,9 +173,9 @@ test('a host gets another one, with a new key, before the old one runs out', asy
 
 test('a host that was taken out gets none, and goes on to ask', async () => {
   await listen({ members: ['alpha'] });
-  const old = await betaFile(SHORT_MS);
+  const old = await dueFile();
   const now = renewing(old);
-  await vi.waitFor(() => expect(now.warnings.length).toBeGreaterThan(1), { timeout: 25_000 });
+  await eventually(() => expect(now.warnings.length).toBeGreaterThan(1));
   expect(now.warnings[0]).toContain('the cluster has no such host now');
   expect(now.file).toBe(old);
 });
@@ -171,8 +183,8 @@ test('a host that was taken out gets none, and goes on to ask', async () => {
 test('a host that can not sign says so', async () => {
   const { caKey: _, ...file } = alpha;
   await listen({ members: ['alpha', 'beta'], file });
-  const now = renewing(await betaFile(SHORT_MS));
-  await vi.waitFor(() => expect(now.warnings.length).toBeGreaterThan(0), { timeout: 25_000 });
+  const now = renewing(await dueFile());
+  await eventually(() => expect(now.warnings.length).toBeGreaterThan(0));
   expect(now.warnings[0]).toContain('alpha has no key to sign with');
 });
 
@@ -180,9 +192,9 @@ test('what another authority signed is not taken', async () => {
   const other = await makeAuthority(CLUSTER);
   const file = { ...alpha, ca: other.certificate, caKey: other.privateKey };
   await listen({ members: ['alpha', 'beta'], file });
-  const old = await betaFile(SHORT_MS);
+  const old = await dueFile();
   const now = renewing(old);
-  await vi.waitFor(() => expect(now.warnings.length).toBeGreaterThan(0), { timeout: 25_000 });
+  await eventually(() => expect(now.warnings.length).toBeGreaterThan(0));
   expect(now.warnings[0]).toContain('no certificate of this host');
   expect(now.file).toBe(old);
 });

@@ -17,7 +17,10 @@ import {
 } from '../support/cluster-hosts.js';
 import { eventually, patiently } from '../support/eventually.js';
 
-const ORIGIN_TIMEOUT_MS = 4000;
+/** So long that a busy machine is not late, and shorter than a guest may take. */
+const ORIGIN_TIMEOUT_MS = 15_000;
+/** So long that no agent is lost for being slow, or for being started again. */
+const HOST_TIMEOUT_MS = 30_000;
 /** Within that time. */
 const ANSWERS_MIN = 10;
 const DATA_MIB = 12;
@@ -53,7 +56,10 @@ describeVms('a cluster of three hosts', () => {
   let hash: string;
 
   beforeAll(async () => {
-    cluster = await joinHosts(3, { originTimeoutMs: ORIGIN_TIMEOUT_MS });
+    cluster = await joinHosts(3, {
+      originTimeoutMs: ORIGIN_TIMEOUT_MS,
+      hostTimeoutMs: HOST_TIMEOUT_MS,
+    });
     [alpha, beta, gamma] = cluster.hosts as [ClusterHost, ClusterHost, ClusterHost];
     vm = await alpha.sf.launch('minimal');
     hash = await sh(vm, `${MAKE_DATA}; ${HASH}`);
@@ -389,11 +395,18 @@ describeVms('a cluster of three hosts', () => {
   it('settles what was on its way to other hosts when the agent at home is killed', async () => {
     const { ticket: first } = await vm.fork(1, { hosts: ['alpha'] });
     const next = `t${Number.parseInt(first.id.slice(1), 10) + 1}-alpha`;
-    const forking = vm.fork(4, { hosts: ['beta', 'gamma'] }).catch(() => undefined);
-    // The ticket is there before the freeze, and the freeze before any clone.
-    await eventually(() => alpha.sf.join(next, { timeoutMs: 1 }));
-    alpha.agent.kill('SIGKILL');
-    await forking;
+    // So that no clone has what it needs to answer before the agent is killed.
+    const server = processOf(alpha, MEMORY_SERVER);
+    process.kill(server, 'SIGSTOP');
+    try {
+      const forking = vm.fork(4, { hosts: ['beta', 'gamma'] }).catch(() => undefined);
+      // The ticket is there before the freeze, and the freeze before any clone.
+      await eventually(() => alpha.sf.join(next, { timeoutMs: 1 }));
+      alpha.agent.kill('SIGKILL');
+      await forking;
+    } finally {
+      process.kill(server, 'SIGCONT');
+    }
     await cluster.startAgain(alpha);
     const slots = await alpha.sf.join(next);
     expect(slots.map(({ status }) => status)).toEqual(['lost', 'lost', 'lost', 'lost']);
@@ -477,7 +490,7 @@ describeVms('a family on two hosts', () => {
 
   beforeAll(async () => {
     const limits = { familyVmsMax: 4, familyClonesMax: CLONES_EVER };
-    cluster = await joinHosts(2, { ...limits, warmPoolSize: 1 });
+    cluster = await joinHosts(2, { ...limits, warmPoolSize: 1, hostTimeoutMs: HOST_TIMEOUT_MS });
   });
 
   afterAll(async () => {
@@ -552,7 +565,11 @@ describeVms('three hosts with a member of the store each', () => {
   let gamma: ClusterHost;
 
   beforeAll(async () => {
-    cluster = await openHosts(3, { storeMember: true, warmPoolSize: 1 });
+    cluster = await openHosts(3, {
+      storeMember: true,
+      warmPoolSize: 1,
+      hostTimeoutMs: HOST_TIMEOUT_MS,
+    });
     // The first one is not the one that has the images.
     [alpha, first, gamma] = cluster.hosts as [ClusterHost, ClusterHost, ClusterHost];
     await first.sf.initCluster({ name: 'three', ...selfOf(first) });
@@ -578,7 +595,9 @@ describeVms('three hosts with a member of the store each', () => {
     first.agent.kill('SIGKILL');
     process.kill(processOf(first, ETCD), 'SIGKILL');
     await first.net.cutOff();
-    const clones = clonesOf(await vm.fork(4, { hosts: ['alpha', 'gamma'] }));
+    // The store chooses another leader first.
+    const forked = await patiently(() => vm.fork(4, { hosts: ['alpha', 'gamma'] }));
+    const clones = clonesOf(forked);
     expect(clones).toHaveLength(4);
     for (const clone of clones) expect(await sh(clone, HASH)).toBe(hash);
     const onGamma = clones.find(({ initialInfo }) => initialInfo.host === gamma.name)!;

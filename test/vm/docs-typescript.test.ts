@@ -10,7 +10,7 @@ import { describeVms } from '../fixtures/guests.js';
 import { compileTypeScript, root, type Snippet, typeScriptSnippets } from '../support/snippets.js';
 import { hostApart } from '../support/test-host.js';
 
-const PROGRAM_TIMEOUT_MS = 100_000;
+const PROGRAM_TIMEOUT_MS = 240_000;
 
 /** What readers of a page are told that they see, in the order of its blocks. */
 const seen: Readonly<Record<string, readonly RegExp[]>> = {

@@ -12,7 +12,7 @@ import { root } from '../support/snippets.js';
 import { testHost, testState } from '../support/test-host.js';
 
 const examples = path.join(root, 'examples');
-const WAIT_MS = 60_000;
+const WAIT_MS = 180_000;
 
 interface LoadReport {
   readonly loads: { sent: number; right: number; errors: number }[];
@@ -133,8 +133,10 @@ describeVms('the example', () => {
     expect(report.isGapless).toBe(true);
     expect(report.numbers).toBeGreaterThan(report.undone);
     expect(report.lost).toBeGreaterThanOrEqual(1);
-    // The one that made way, and those that were there at the end.
-    expect(report.handedOver).toBeGreaterThanOrEqual(2);
+    // The one that made way, the one that was killed, and those that were there at the end; who is too slow
+    // to hand over is lost.
+    expect(report.handedOver).toBeGreaterThanOrEqual(1);
+    expect(report.handedOver + report.lost).toBeGreaterThanOrEqual(4);
     const made = report.ticks.filter(({ busyOthers }) => busyOthers > 0);
     expect(Math.min(...made.map(({ wanted }) => wanted))).toBe(1);
   });

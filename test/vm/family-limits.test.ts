@@ -121,7 +121,7 @@ describeVms('the limits of a family', () => {
   });
 
   it('end all its VMs when its time is over, and those of nobody else', async () => {
-    await start({ familyLifetimeMs: 8000 });
+    await start({ familyLifetimeMs: 25_000 });
     const vm = await host.launch('minimal');
     const { ticket, clones } = await vm.fork(2);
     const [clone] = clonesOf({ ticket, clones } as never);

@@ -39,7 +39,7 @@ import {
 
 const PAGE = 4096;
 const MiB = 2 ** 20;
-const BOOT_TIMEOUT_MS = 60_000;
+const BOOT_TIMEOUT_MS = 240_000;
 const REPOSITORY = path.resolve(import.meta.dirname, '../..');
 const isRoot = process.getuid?.() === 0;
 

@@ -23,6 +23,7 @@ import { processPssBytes, WarmPool } from '../../packages/clone-agent/src/hyperv
 import { AcceleratorProbe } from '../../packages/clone-agent/src/hypervisor/probe.js';
 import { bootsSector } from '../../packages/clone-agent/src/hypervisor/probe-boot.js';
 import { QemuProcess } from '../../packages/clone-agent/src/hypervisor/qemu.js';
+import { eventually } from '../support/eventually.js';
 
 const MiB = 2 ** 20;
 const MEMORY_BYTES = 32 * MiB;
@@ -258,7 +259,7 @@ describe.skipIf(binary === undefined)(`QEMU${why}`, () => {
 
 describe.skipIf(binary === undefined)(`the accelerator's probe${why}`, () => {
   it('hears the boot sector under software emulation', async () => {
-    expect(await bootsSector(binary!, 'tcg')).toBe(true);
+    await eventually(async () => expect(await bootsSector(binary!, 'tcg')).toBe(true));
   });
 
   it('keeps what it found out, with the reason', async () => {

@@ -124,14 +124,24 @@ describeVms('a host with room for few', () => {
     apart = await hostApart({ reservedBytes, warmPoolSize: 0 }, 'minimal');
     const { host } = apart;
     const vm = await host.launch('minimal');
-    const { ticket, clones } = await vm.fork(64);
-    expect(ticket.asked).toBe(64);
-    expect(ticket.clones).toBeGreaterThan(0);
-    expect(ticket.clones).toBeLessThan(roomBytes / (256 * MiB));
-    expect(ticket.reason).toMatch(/^memory for \d+ of 64: a VM of this image may take 3\d\d MiB/);
+    // Others on this machine may take memory, or free some.
+    const { ticket, clones } = await eventually(async () => {
+      const fork = await vm.fork(64);
+      try {
+        expect(fork.ticket.asked).toBe(64);
+        expect(fork.ticket.clones).toBeGreaterThan(0);
+        expect(fork.ticket.clones).toBeLessThan(roomBytes / (256 * MiB));
+        const reason = /^memory for \d+ of 64: a VM of this image may take 3\d\d MiB/;
+        expect(fork.ticket.reason).toMatch(reason);
+      } catch (error) {
+        await host.killTicket(fork.ticket);
+        throw error;
+      }
+      return fork;
+    });
     expect(clonesOf({ clones } as never)).toHaveLength(ticket.clones);
 
-    // The freeze itself may take as much as the VM has. Others on this machine may free memory.
+    // The freeze itself may take as much as the VM has.
     await eventually(async () => {
       expect(await rejection(vm.fork(64))).toMatchObject({ code: 'SF_NO_ROOM' });
       const inside = await vm.exec('sf-guest fork 2');
@@ -139,8 +149,10 @@ describeVms('a host with room for few', () => {
       expect(inside.stderr).toContain('SF_NO_ROOM');
     });
     await host.killTicket(ticket);
-    const again = await vm.exec('sf-guest ticket 64');
-    expect(again.stdout).toMatch(/^t\d+ \d+\n$/);
+    await eventually(async () => {
+      const again = await vm.exec('sf-guest ticket 64');
+      expect(again.stdout).toMatch(/^t\d+ \d+\n$/);
+    });
   });
 
   it('launches none when nothing is left', async () => {

@@ -175,7 +175,7 @@ describeVms('an ordinary user', () => {
       await eventually(() => expect(other.processes()).toEqual([]));
       await here('down');
       // The store goes on, as other hosts may need it, and the next agent finds it.
-      expect(await here('host', 'ls')).toContain('alpha');
+      await eventually(async () => expect(await here('host', 'ls')).toContain('alpha'));
       await here('down');
       for (const pid of user.processes()) process.kill(pid, 'SIGKILL');
       await eventually(() => expect(user.processes()).toEqual([]));

@@ -9,6 +9,8 @@ import { afterAll, beforeAll, expect, it } from 'vitest';
 import { describeVms, endAll } from '../fixtures/guests.js';
 import { testHost, testState } from '../support/test-host.js';
 
+/** For each piece, as enough for a busy machine. */
+const PATIENCE_S = '20';
 const program = path.resolve(import.meta.dirname, '../../examples/dist/03-sandbox/main.js');
 
 describeVms('the example of a sandbox', () => {
@@ -26,7 +28,7 @@ describeVms('the example of a sandbox', () => {
 
   it('runs each piece apart, and loses nothing but clones', async () => {
     const env = { ...process.env, SNOWFORK_STATE: testState };
-    const { stdout } = await promisify(execFile)('node', [program], { env });
+    const { stdout } = await promisify(execFile)('node', [program, PATIENCE_S], { env });
     const outcomes = Object.fromEntries(
       stdout.split('\n').map((line) => [line.slice(0, 20).trim(), line.slice(20).trim()]),
     );

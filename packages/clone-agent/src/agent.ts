@@ -215,7 +215,7 @@ export class Agent implements AgentService {
       }),
       serveApi: (socket) => serveApiTo(socket, state.socket),
       storeMember: this.#settings.storeMember,
-      openStore: openClusterStore,
+      openStore: (of) => openClusterStore(of, this.#settings.hostTimeoutMs),
       entered: () => this.#others.open(),
       opened: () => this.#families.remote.reconcile(),
       room: () => this.#families.hostRoom(),

@@ -6,6 +6,7 @@ import os from 'node:os';
 import { acceleratorSchema, SnowforkError } from '@snowfork/sdk/api';
 import { z } from 'zod';
 import { HOST_LIFETIME_MS } from './cluster/authority.js';
+import { HOST_TIMEOUT_MS } from './cluster/host-lease.js';
 import { kernelSchema } from './image/index.js';
 
 const MiB = 1024 * 1024;
@@ -72,6 +73,8 @@ const settingsSchema = limitsSchema.extend({
   vmCpusExtra: z.number().min(0.1).max(256).default(1),
   /** A page of another host that has not come for so long is lost, and its clones with it. */
   originTimeoutMs: z.number().int().min(1000).max(3_600_000).default(30_000),
+  /** Without a sign of life for so long this host is lost to its cluster; etcd takes 2 s for the least. */
+  hostTimeoutMs: z.number().int().min(2000).max(3_600_000).default(HOST_TIMEOUT_MS),
   /** Pages of other hosts that are kept here; an eighth of RAM by default. */
   replicaBytesMax: z
     .number()

@@ -33,10 +33,9 @@ import { type Change, EtcdMirror, type Pair, readPair } from './etcd-mirror.js';
 import { EtcdTickets, newTicket } from './etcd-tickets.js';
 import { changeOver, type Seen } from './etcd-transaction.js';
 import type { FamilyCounts, FamilyRequest, Weighed } from './family-record.js';
-import { HostLease } from './host-lease.js';
+import { HOST_TIMEOUT_MS, HostLease } from './host-lease.js';
 import { placeClones } from './placement.js';
 
-const HOST_TIMEOUT_MS = 6000;
 const RESERVE_ATTEMPTS_MAX = 20;
 /** Of several that ask for the same room again and again, all get their turn. */
 const RESERVE_PAUSE_MS_MAX = 20;

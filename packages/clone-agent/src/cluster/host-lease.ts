@@ -5,6 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import type { EtcdLink } from './etcd-link.js';
 
+export const HOST_TIMEOUT_MS = 6000;
 const AGAIN_MS = 200;
 /** The host does not wait long for etcd when it ends: the lease runs out by itself. */
 const REVOKE_TIMEOUT_MS = 2000;

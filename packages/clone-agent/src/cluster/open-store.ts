@@ -13,13 +13,17 @@ export interface OpenStore {
 }
 
 /** @throws SnowforkError SF_CLUSTER_UNAVAILABLE: it says what to do. */
-export async function openClusterStore(context: StoreMembersContext): Promise<OpenStore> {
+export async function openClusterStore(
+  context: StoreMembersContext,
+  hostTimeoutMs: number,
+): Promise<OpenStore> {
   const { log, file } = context;
   const members = await StoreMembers.open(context);
   const { ca, certificate, privateKey, cluster, store: place } = file();
   try {
     const store = await EtcdStore.open({
       ...{ ca, certificate, privateKey, log, cluster: cluster.id, endpoints: place.endpoints },
+      hostTimeoutMs,
     });
     members.onMoved((endpoints) => {
       store.useEndpoints(endpoints).catch((error: unknown) => {

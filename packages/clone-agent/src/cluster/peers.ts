@@ -5,6 +5,7 @@
 import tls, { type TLSSocket } from 'node:tls';
 import { SnowforkError } from '@snowfork/sdk/api';
 import { withResolvers } from '../guest/exec.js';
+import { untilAborted } from '../system/until-aborted.js';
 import { identityOf } from './authority.js';
 import type { ClusterFile } from './cluster-file.js';
 import { KEEP_ALIVE_MS, keepAlive } from './heartbeat.js';
@@ -61,7 +62,8 @@ export class Peers {
     params: PeerParams<M>,
     signal?: AbortSignal,
   ): Promise<PeerResult<M>> {
-    const connection = await this.#connection(host);
+    const connecting = this.#connection(host);
+    const connection = await (signal === undefined ? connecting : untilAborted(connecting, signal));
     const id = this.#nextId++;
     const { promise, resolve, reject } = withResolvers<unknown>();
     connection.calls.set(id, { resolve, reject });
