@@ -33,8 +33,8 @@ import type { Descent } from './vm.js';
 const BRING_LOOK_MS = 100;
 /** Between two attempts to have a host hear something. */
 const SAY_AGAIN_MS = [100, 300, 1000, 3000, 10_000] as const;
-/** For so long it is tried to tell home how a clone ended: its agent may be away for a while. */
-const TELL_HOME_MS = 3_600_000;
+/** For so long in all: its agent may be away for a while. */
+const SAY_MS = 3_600_000;
 /** Tickets that were killed before their clones could be started here. */
 const KILLED_EARLY_MAX = 1024;
 
@@ -233,17 +233,18 @@ export class RemoteClones {
     this.#killedEarly.add(`${home} ${ticket}`);
   }
 
-  /** Says something again and again until it is answered, or an error is not endured. */
+  /** Says something again and again, for an hour, until it is answered or an error is not endured. */
   async #untilHeard<T>(
     say: () => Promise<T>,
     isEndured: (error: SnowforkError) => boolean,
   ): Promise<T> {
+    const until = performance.now() + SAY_MS;
     for (let attempt = 0; ; attempt += 1) {
       try {
         return await say();
       } catch (cause) {
         const error = SnowforkError.from(cause);
-        if (!isEndured(error)) throw error;
+        if (!isEndured(error) || performance.now() > until) throw error;
         const pauseMs = SAY_AGAIN_MS[Math.min(attempt, SAY_AGAIN_MS.length - 1)];
         await delay(pauseMs, undefined, { ref: false });
       }
@@ -319,8 +320,9 @@ export class RemoteClones {
       for (const { cloneId } of ticket.slotsElsewhere.get(host) ?? []) {
         if (!cloneIds.includes(cloneId)) ticket.settle(cloneId, { reason: NEVER_STARTED });
       }
-    } catch {
-      if (!ticket.done) this.hostLost(host, 'the cluster has no such host');
+    } catch (error) {
+      const isGone = !ticket.done && !isThere(SnowforkError.from(error));
+      if (isGone) this.hostLost(host, 'the cluster has no such host');
     }
   }
 
@@ -518,10 +520,9 @@ export class RemoteClones {
       void this.#touches.tell(ticket.id);
     const how =
       slot.status === 'exited' ? { value: slot.value! } : { reason: slot.reason ?? 'it is lost' };
-    const until = performance.now() + TELL_HOME_MS;
     const tell = () =>
       this.#context.peering.call(home, 'settle', { ticket: ticket.id, cloneId, how });
-    await this.#untilHeard(tell, () => performance.now() < until).catch((error: unknown) => {
+    await this.#untilHeard(tell, () => true).catch((error: unknown) => {
       this.#context.log.warn({ home, ticket: ticket.id, err: error }, 'home was not told');
     });
     slot.isTold = true;
