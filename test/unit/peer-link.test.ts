@@ -257,11 +257,14 @@ describe('a host joins', () => {
     expect(said.join('')).not.toContain('is not one of this cluster');
   });
 
-  it('not under a name that is taken, nor by what is no token', async () => {
+  it('not under a name that is taken or is none, nor by what is no token', async () => {
     const alpha = await hostFile('alpha', CLUSTER);
     const tokens = await listen(alpha);
     const token = tokens.make(fingerprintOf(alpha.ca), HOUR_MS);
     await expect(joining(token, 'alpha')).rejects.toMatchObject({ code: 'SF_BAD_REQUEST' });
+    for (const name of ['a/b', '../alpha', 'x'.repeat(33), '']) {
+      await expect(joining(token, name)).rejects.toMatchObject({ code: 'SF_BAD_REQUEST' });
+    }
     await expect(joining('abc')).rejects.toMatchObject({ code: 'SF_BAD_REQUEST' });
   });
 });

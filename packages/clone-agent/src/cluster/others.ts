@@ -91,7 +91,9 @@ export class OtherHosts implements Others {
 
   /** The snapshot is gone. */
   async drop(snapshot: string): Promise<void> {
-    (await this.#memoryServer)?.drop(snapshot);
+    // One that could not be started serves nothing.
+    const server = await this.#memoryServer?.catch(() => undefined);
+    server?.drop(snapshot);
   }
 
   bringAll(snapshot: string): Promise<number> {

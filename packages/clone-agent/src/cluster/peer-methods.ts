@@ -1,6 +1,6 @@
 // What agents may ask of each other, in one registry; both ends check with these schemas.
 
-import { imageNameSchema, imageSchema, vmSchema } from '@snowfork/sdk/api';
+import { hostNameSchema, imageNameSchema, imageSchema, vmSchema } from '@snowfork/sdk/api';
 import { z } from 'zod';
 import { cloneMethods } from './clone-methods.js';
 
@@ -60,7 +60,7 @@ export const helloSchema = z.discriminatedUnion('for', [
   z.strictObject({
     for: z.literal('join'),
     token: z.string().max(256),
-    name: z.string().max(64),
+    name: hostNameSchema,
     address: z.ipv4(),
     request: z.string().max(REQUEST_CHARS_MAX),
   }),
