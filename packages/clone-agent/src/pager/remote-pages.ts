@@ -35,7 +35,7 @@ const DEMAND_AGAIN_MS = 1;
 /** Pages asked for at a time when all are brought here. */
 const BRING_PAGES = 4096;
 
-const NOBODY: readonly PageListener[] = [];
+const NOBODY: readonly Waiter[] = [];
 
 const wantedRuns = z
   .array(z.tuple([z.int().nonnegative(), z.int().min(1).max(WAITING_PAGES_MAX)]))
@@ -62,9 +62,13 @@ export interface PageListener {
   settled(error?: LostPageError): void;
 }
 
-interface Wait {
-  readonly replica: Replica;
-  readonly listeners: PageListener[];
+/** One who waits for a page of a replica, which may come from another's source too. */
+interface Waiter {
+  /** The object that it reads. */
+  readonly nodeid: number;
+  /** Where the page was asked for, for that object. */
+  readonly source: Source;
+  readonly listener: PageListener;
 }
 
 /** A snapshot's layers at one memory server. */
@@ -99,7 +103,8 @@ export class RemotePages {
   readonly #kept = new Map<number, readonly Replica[]>();
   /** By key: snapshots that inherit layers share what serves them. */
   readonly #sources = new Map<string, Source>();
-  readonly #waits = new Map<string, Wait>();
+  /** By replica and page. */
+  readonly #waiters = new Map<string, readonly Waiter[]>();
   #network: Promise<PageNetwork> | undefined;
   #settings: z.infer<typeof networkSchema> | undefined;
   #arrived: { readonly replica: Replica; readonly page: number }[] = [];
@@ -148,15 +153,9 @@ export class RemotePages {
 
   /** Nobody waits for pages of these objects any more: what they wait for is given up. */
   abandon(nodeids: readonly number[]): void {
-    const wanted = new Set<Replica>();
-    for (const [nodeid, { layers }] of this.#objects) {
-      if (nodeids.includes(nodeid)) continue;
-      for (const layer of layers) if (layer !== undefined) wanted.add(layer.replica);
-    }
-    for (const [key, { replica, listeners }] of this.#waits) {
-      if (wanted.has(replica)) continue;
-      this.#waits.delete(key);
-      tell(listeners, new LostPageError('nobody needs it any more'));
+    const error = new LostPageError('nobody needs it any more');
+    for (const key of [...this.#waiters.keys()]) {
+      this.#lose(key, ({ nodeid }) => nodeids.includes(nodeid), error);
     }
   }
 
@@ -164,6 +163,7 @@ export class RemotePages {
   close(nodeid: number): void {
     const object = this.#objects.get(nodeid);
     if (object === undefined) return;
+    this.abandon([nodeid]);
     this.#objects.delete(nodeid);
     for (const layer of object.layers)
       if (layer !== undefined) this.replicas.release(layer.replica);
@@ -180,7 +180,7 @@ export class RemotePages {
     for (let page = firstPage; page < firstPage + count; page += 1) {
       const layer = object.layers[object.served.paged.layerOf(page)];
       if (layer === undefined || layer.replica.held.has(page)) continue;
-      waits.push(this.#demand(layer, page));
+      waits.push(this.#demand(nodeid, layer, page));
     }
     await Promise.all(waits);
   }
@@ -194,7 +194,7 @@ export class RemotePages {
     const object = this.#objects.get(nodeid);
     const layer = object === undefined ? undefined : absentLayer(object, page);
     if (layer === undefined) return false;
-    this.#listen(layer, page, isAsked, listener);
+    this.#listen(layer, page, { nodeid, isAsked, listener });
     return true;
   }
 
@@ -292,35 +292,41 @@ export class RemotePages {
     return missing;
   }
 
-  #demand(layer: RemoteLayer, page: number): Promise<void> {
+  #demand(nodeid: number, layer: RemoteLayer, page: number): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#listen(layer, page, false, {
-        settled: (error) => (error === undefined ? resolve() : reject(error)),
-      });
+      const settled = (error?: LostPageError) => (error === undefined ? resolve() : reject(error));
+      this.#listen(layer, page, { nodeid, isAsked: false, listener: { settled } });
     });
   }
 
-  #listen(layer: RemoteLayer, page: number, isAsked: boolean, listener: PageListener): void {
-    const key = `${layer.replica.id} ${page}`;
-    const known = this.#waits.get(key);
-    if (known !== undefined) {
-      known.listeners.push(listener);
-      return;
-    }
-    const wait: Wait = { replica: layer.replica, listeners: [listener] };
-    this.#waits.set(key, wait);
+  #listen(
+    layer: RemoteLayer,
+    page: number,
+    of: { nodeid: number; isAsked: boolean; listener: PageListener },
+  ): void {
+    const { replica, source } = layer;
+    const { nodeid, isAsked, listener } = of;
+    const key = keyOf(replica, page);
+    const before = this.#waiters.get(key) ?? NOBODY;
+    this.#waiters.set(key, [...before, { nodeid, source, listener }]);
+    if (!before.some((waiter) => waiter.source === source)) this.#ask(layer, page, isAsked);
+  }
+
+  /** Until the source takes it, or nobody waits for the page by that source. */
+  #ask({ replica, source, number }: RemoteLayer, page: number, isAsked: boolean): void {
+    const key = keyOf(replica, page);
+    const isOf = (waiter: Waiter) => waiter.source === source;
     const ask = (client: OriginClient) => {
-      if (this.#waits.get(key) !== wait) return;
-      if (!client.demand(layer.number, page)) setTimeout(ask, DEMAND_AGAIN_MS, client);
+      if (this.#waiters.get(key)?.some(isOf) !== true) return;
+      if (!client.demand(number, page)) setTimeout(ask, DEMAND_AGAIN_MS, client);
     };
-    const { connected, client } = layer.source;
+    const { connected, client } = source;
     if (connected !== undefined) {
-      if (!isAsked || !connected.demand(layer.number, page, true)) ask(connected);
+      if (!isAsked || !connected.demand(number, page, true)) ask(connected);
       return;
     }
     client.then(ask, (error: unknown) => {
-      this.#waits.delete(key);
-      tell(wait.listeners, new LostPageError(`the network can't be used: ${String(error)}`));
+      this.#lose(key, isOf, new LostPageError(`the network can't be used: ${String(error)}`));
     });
   }
 
@@ -381,15 +387,16 @@ export class RemotePages {
   }
 
   #sinkOf(origin: Origin): OriginSink {
+    const isOf = ({ source }: Waiter) => source.origin === origin;
     const replicaOf = (layer: number) => this.replicas.find(origin.layers[layer] ?? '');
     return {
       onPage: (layer, page, bytes, offset, reason) => {
         const replica = replicaOf(layer);
         if (replica === undefined || replica.held.has(page)) return;
         // A clone that waits for it comes first.
-        const listeners = this.#take(replica, page);
-        for (const listener of listeners) listener.came?.(bytes, offset);
-        const others = listeners.filter(({ came }) => came === undefined);
+        const waiters = this.#take(replica, page);
+        for (const { listener } of waiters) listener.came?.(bytes, offset);
+        const others = waiters.filter(({ listener }) => listener.came === undefined);
         try {
           replica.put(page, bytes, offset);
         } catch (error) {
@@ -412,7 +419,7 @@ export class RemotePages {
       onLost: (layer, page, lost) => {
         const replica = replicaOf(layer);
         if (replica === undefined) return;
-        tell(this.#take(replica, page), new LostPageError(lostWords(origin, lost)));
+        this.#lose(keyOf(replica, page), isOf, new LostPageError(lostWords(origin, lost)));
       },
       // What nobody here wants is as good as here.
       isHeld: (layer, page) => replicaOf(layer)?.held.has(page) ?? true,
@@ -426,12 +433,20 @@ export class RemotePages {
   }
 
   /** Who waits for the page, from now on nobody. */
-  #take(replica: Replica, page: number): readonly PageListener[] {
-    const key = `${replica.id} ${page}`;
-    const wait = this.#waits.get(key);
-    if (wait === undefined) return NOBODY;
-    this.#waits.delete(key);
-    return wait.listeners;
+  #take(replica: Replica, page: number): readonly Waiter[] {
+    const key = keyOf(replica, page);
+    const waiters = this.#waiters.get(key) ?? NOBODY;
+    this.#waiters.delete(key);
+    return waiters;
+  }
+
+  /** Some of those who wait for a page will not get it; the others go on. */
+  #lose(key: string, isLost: (waiter: Waiter) => boolean, error: LostPageError): void {
+    const waiters = this.#waiters.get(key) ?? NOBODY;
+    const left = waiters.filter((waiter) => !isLost(waiter));
+    if (left.length > 0) this.#waiters.set(key, left);
+    else this.#waiters.delete(key);
+    tell(waiters.filter(isLost), error);
   }
 
   /** Into the kernel's page cache with them, run by run, for every object that shows them. */
@@ -476,8 +491,12 @@ function absentLayer({ served, layers }: RemoteObject, page: number): RemoteLaye
   return layer === undefined || layer.replica.held.has(page) ? undefined : layer;
 }
 
-function tell(listeners: readonly PageListener[], error?: LostPageError): void {
-  for (const listener of listeners) listener.settled(error);
+function keyOf(replica: Replica, page: number): string {
+  return `${replica.id} ${page}`;
+}
+
+function tell(waiters: readonly Waiter[], error?: LostPageError): void {
+  for (const { listener } of waiters) listener.settled(error);
 }
 
 function lostWords({ host, snapshot }: Origin, lost: LostReason): string {
