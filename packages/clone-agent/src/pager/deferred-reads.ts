@@ -209,7 +209,11 @@ export class DeferredReads {
     this.#complain(`${snapshot}/${name}: ${String(error)}`);
     if (!(error instanceof LostPageError) || !this.#server.objects.has(shared.nodeid)) return;
     const file = path.join(snapshotFolder(this.#runFolder, snapshot), LOST_FILE);
-    fs.writeFileSync(file, error.message);
+    try {
+      fs.writeFileSync(file, error.message);
+    } catch (cause) {
+      this.#complain(`${file}: ${String(cause)}`);
+    }
   }
 
   /** What came for a READ, once it is answered: never more than what is counted as a replica's. */

@@ -32,6 +32,8 @@ export const networkSchema = z.object({
 });
 /** Demands that the receiver would not take yet are tried again. */
 const DEMAND_AGAIN_MS = 1;
+/** Of the tmpfs that pages of other hosts may take: the rest is for what is frozen here. */
+const REPLICA_SHARE = 1 / 2;
 /** Pages asked for at a time when all are brought here. */
 const BRING_PAGES = 4096;
 
@@ -121,8 +123,10 @@ export class RemotePages {
     this.#push = of.push;
     this.#askable = of.askable;
     this.#complain = of.complain;
-    const pagesMax = () => Math.floor(this.#readSettings().replicaBytesMax / PAGE_BYTES);
-    this.replicas = new Replicas(of.runFolder, pagesMax);
+    const { blocks, bsize } = fs.statfsSync(of.runFolder);
+    const bytesMax = () =>
+      Math.min(this.#readSettings().replicaBytesMax, blocks * bsize * REPLICA_SHARE);
+    this.replicas = new Replicas(of.runFolder, () => Math.floor(bytesMax() / PAGE_BYTES));
   }
 
   /** An object with replicas among its layers can be read now. */
@@ -398,7 +402,7 @@ export class RemotePages {
         for (const { listener } of waiters) listener.came?.(bytes, offset);
         const others = waiters.filter(({ listener }) => listener.came === undefined);
         try {
-          replica.put(page, bytes, offset);
+          this.replicas.put(replica, page, bytes, offset);
         } catch (error) {
           const message = `a page of ${origin.snapshot} can't be kept: ${String(error)}`;
           this.#complain(message);
@@ -406,7 +410,6 @@ export class RemotePages {
           return;
         }
         tell(others);
-        this.replicas.note(replica, page);
         this.#came(replica, page, reason);
       },
       onZeroPage: (layer, page, reason) => {

@@ -7,6 +7,7 @@ import path from 'node:path';
 import type { HeldPages } from '@snowfork/memserver/pages';
 import { PAGE_BYTES } from '@snowfork/memserver/pages';
 import koffi from 'koffi';
+import { errorCode } from './session.js';
 
 const KEEP_SIZE_AND_PUNCH_HOLE = 0x03;
 const fallocate = koffi
@@ -103,28 +104,46 @@ export class Replicas {
     return this.#open.get(id);
   }
 
-  /** A page that was put: the oldest go for it when there are too many. */
-  note(replica: Replica, page: number): void {
-    this.#order.push({ replica, page });
-    if (this.pages > this.#pagesMax()) this.#evict();
+  /**
+   * Keeps a page; the oldest go for it when there are too many, or no more room on the tmpfs.
+   * @throws Error of the system: then the page is not here
+   */
+  put(replica: Replica, page: number, bytes: Buffer, offset: number): void {
+    for (;;) {
+      try {
+        replica.put(page, bytes, offset);
+        break;
+      } catch (error) {
+        if (errorCode(error) !== 'ENOSPC' || !this.#evict()) throw error;
+      }
+    }
+    this.note(replica, page);
   }
 
-  #evict(): void {
-    const end = Math.min(this.#oldest + LEAVING_PAGES, this.#order.length - 1);
+  /** A page that was put: the oldest go for it when there are too many. */
+  note(replica: Replica, page: number): void {
+    if (this.pages >= this.#pagesMax()) this.#evict();
+    this.#order.push({ replica, page });
+  }
+
+  /** Lets some of the oldest pages go; `false` when none can. */
+  #evict(): boolean {
     const leaving = new Map<Replica, number[]>();
-    for (; this.#oldest < end; this.#oldest += 1) {
+    let count = 0;
+    for (; count < LEAVING_PAGES && this.#oldest < this.#order.length; this.#oldest += 1) {
       const { replica, page } = this.#order[this.#oldest]!;
       if (replica.isPinned) continue;
       const pages = leaving.get(replica) ?? [];
       pages.push(page);
       leaving.set(replica, pages);
+      count += 1;
     }
-    for (const [replica, pages] of leaving) {
-      replica.leave(pages);
-      this.evicted += pages.length;
+    for (const [replica, pages] of leaving) replica.leave(pages);
+    this.evicted += count;
+    if (this.#oldest >= this.#order.length / 2) {
+      this.#order = this.#order.slice(this.#oldest);
+      this.#oldest = 0;
     }
-    if (this.#oldest < this.#order.length / 2) return;
-    this.#order = this.#order.slice(this.#oldest);
-    this.#oldest = 0;
+    return count > 0;
   }
 }
