@@ -112,3 +112,22 @@ test('a page that a host has lost is lost for those alone who asked that host', 
   expect(other?.message).toMatch('host gone');
   expect(performance.now() - startedAt).toBeGreaterThanOrEqual(SOON_MS * 0.9);
 });
+
+test('a page that is not here, and that no host is known to have, is lost', async () => {
+  const object = run.add('s1', { origins: [] });
+  const { nodeid } = object.shared;
+  expect(run.remote.fetchOne(nodeid, 3, false, { settled: () => undefined })).toBe(false);
+  await expect(run.remote.fetch(nodeid, 3, 1)).rejects.toThrow('no host has the page of s1');
+  run.drop('s1');
+  await expect(run.remote.fetch(nodeid, 3, 1)).rejects.toThrow('not open here');
+});
+
+test('what is to need no other host stays, also with another pager and for another snapshot', async () => {
+  const origins = [fromService()];
+  run.add('s2', { origins });
+  const { nodeid } = run.rams.get('s2')!.shared;
+  while (run.remote.bringAll(nodeid) > 0) await run.remote.fetch(nodeid, 0, PAGES);
+  run.drop('s2');
+  const again = run.add('s3', { origins });
+  expect(again.paged.layers[0]?.held?.isPinned).toBe(true);
+});

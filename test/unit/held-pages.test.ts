@@ -99,3 +99,15 @@ test('a writer that was killed while pages left stops nobody for good', () => {
   expect(held.guard(5, 1)).not.toBe(ABSENT);
   held.unmap();
 });
+
+test('pages that are to stay are so for whoever maps the file later', () => {
+  const held = HeldPages.map(file);
+  expect(held.isPinned).toBe(false);
+  held.set(5);
+  held.pin();
+  held.unmap();
+  const later = HeldPages.map(file);
+  expect(later.isPinned).toBe(true);
+  expect([...later.pages()]).toEqual([5]);
+  later.unmap();
+});

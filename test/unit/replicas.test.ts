@@ -91,7 +91,7 @@ test('all replicas share the room', () => {
 test('pages of a pinned replica stay', () => {
   const [pinned, other] = [open('pinned'), open('other')];
   put(pinned, 0, 500);
-  pinned.isPinned = true;
+  pinned.held.pin();
   put(other, 0, PAGES);
   put(pinned, 500, 1500);
   expect(heldOf(pinned).length).toBe(2000);
@@ -144,7 +144,7 @@ describe('on a full tmpfs', () => {
     const [pinned, other] = [open('pinned'), open('other')];
     holdAtMost(40);
     for (let page = 0; page < 20; page += 1) keep(pinned, page);
-    pinned.isPinned = true;
+    pinned.held.pin();
     for (let page = 0; page < 100; page += 1) keep(other, page);
     expect(heldOf(pinned).length).toBe(20);
     expect(other.held.has(99)).toBe(true);
@@ -153,10 +153,21 @@ describe('on a full tmpfs', () => {
 
   test('a page for which none can go is not here', () => {
     const pinned = open('pinned');
-    pinned.isPinned = true;
+    pinned.held.pin();
     holdAtMost(20);
     for (let page = 0; page < 20; page += 1) keep(pinned, page);
     expect(() => keep(pinned, 20)).toThrow('no space');
     expect(heldOf(pinned).length).toBe(20);
   });
+});
+
+test('pages of a pinned replica stay with another pager, too', () => {
+  const pinned = open('pinned');
+  pinned.held.pin();
+  put(pinned, 0, 500);
+  replicas = new Replicas(folder, () => PAGES_MAX);
+  const [again, other] = [open('pinned'), open('other')];
+  put(other, 0, PAGES);
+  expect(heldOf(again).length).toBe(500);
+  assertWhole(again);
 });

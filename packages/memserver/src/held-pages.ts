@@ -5,10 +5,10 @@
 //
 //   u32         u32         from byte 8: a bit for each page, the lowest bit of a word first
 //  +-----------+-----------+------------------------------------------------+
-//  | generation| reserved  | words of 32 bits                               |
+//  | generation| pinned    | words of 32 bits                               |
 //  +-----------+-----------+------------------------------------------------+
 //
-// The generation is odd while pages leave. A reader that has found an even one before it read, and the
+// Pinned is 1 when the pages are to stay: their origin will go. The generation is odd while pages leave. A reader that has found an even one before it read, and the
 // same after it, has read what the bits promised.
 
 import fs from 'node:fs';
@@ -18,6 +18,7 @@ import { type MappedFile, mapFile, mappedBytes, unmapFile } from './mapped-file.
 export const ABSENT = -1;
 
 const GENERATION = 0;
+const PINNED = 1;
 const WORDS = 2;
 
 export class HeldPages {
@@ -83,6 +84,15 @@ export class HeldPages {
   /** Whether what was read since `guard` is what the pages hold. */
   isStill(guard: number): boolean {
     return Atomics.load(this.#cells, GENERATION) >>> 0 === guard;
+  }
+
+  /** No page is to leave, whichever process has the file. */
+  get isPinned(): boolean {
+    return Atomics.load(this.#cells, PINNED) !== 0;
+  }
+
+  pin(): void {
+    Atomics.store(this.#cells, PINNED, 1);
   }
 
   /** The page's bytes are in the file. */

@@ -141,7 +141,7 @@ export class RemotePages {
       const replica = this.replicas.acquire(id, held);
       if (origin === undefined) {
         // All that is needed of it is here, and nobody else may have it any more.
-        replica.isPinned = true;
+        held.pin();
         this.#kept.set(served.shared.nodeid, [
           ...(this.#kept.get(served.shared.nodeid) ?? []),
           replica,
@@ -179,12 +179,12 @@ export class RemotePages {
   /** Resolves when the pages are here. @throws LostPageError */
   async fetch(nodeid: number, firstPage: number, count: number): Promise<void> {
     const object = this.#objects.get(nodeid);
-    if (object === undefined) return;
+    if (object === undefined) throw new LostPageError('its snapshot is not open here');
     const waits: Promise<void>[] = [];
     for (let page = firstPage; page < firstPage + count; page += 1) {
-      const layer = object.layers[object.served.paged.layerOf(page)];
-      if (layer === undefined || layer.replica.held.has(page)) continue;
-      waits.push(this.#demand(nodeid, layer, page));
+      const layer = absentLayer(object, page);
+      if (layer !== undefined) waits.push(this.#demand(nodeid, layer, page));
+      else if (!object.served.atHand(page, 1)) waits.push(Promise.reject(noHostHas(object)));
     }
     await Promise.all(waits);
   }
@@ -282,7 +282,7 @@ export class RemotePages {
   bringAll(nodeid: number): number {
     const object = this.#objects.get(nodeid);
     if (object === undefined) return 0;
-    for (const layer of object.layers) if (layer !== undefined) layer.replica.isPinned = true;
+    for (const layer of object.layers) layer?.replica.held.pin();
     const missing = this.#missing(object);
     this.prefetch(nodeid, missing.slice(0, BRING_PAGES));
     return missing.length;
@@ -500,6 +500,10 @@ function keyOf(replica: Replica, page: number): string {
 
 function tell(waiters: readonly Waiter[], error?: LostPageError): void {
   for (const { listener } of waiters) listener.settled(error);
+}
+
+function noHostHas({ served }: RemoteObject): LostPageError {
+  return new LostPageError(`no host has the page of ${served.shared.snapshot} any more`);
 }
 
 function lostWords({ host, snapshot }: Origin, lost: LostReason): string {

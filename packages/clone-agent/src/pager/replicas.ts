@@ -20,8 +20,6 @@ export class Replica {
   readonly id: string;
   readonly held: HeldPages;
   users = 0;
-  /** All of it is to stay: its origin will go. */
-  isPinned = false;
   readonly #descriptor: number;
 
   constructor(id: string, file: string, held: HeldPages) {
@@ -132,7 +130,7 @@ export class Replicas {
     let count = 0;
     for (; count < LEAVING_PAGES && this.#oldest < this.#order.length; this.#oldest += 1) {
       const { replica, page } = this.#order[this.#oldest]!;
-      if (replica.isPinned) continue;
+      if (replica.held.isPinned) continue;
       const pages = leaving.get(replica) ?? [];
       pages.push(page);
       leaving.set(replica, pages);
