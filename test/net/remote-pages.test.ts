@@ -131,3 +131,14 @@ test('what is to need no other host stays, also with another pager and for anoth
   const again = run.add('s3', { origins });
   expect(again.paged.layers[0]?.held?.isPinned).toBe(true);
 });
+
+test('a snapshot that was opened first, and knew fewer layers, keeps no page from a later one', async () => {
+  const file = path.join(run.path, 'origin');
+  service.serve({ snapshot: 's2', key: key2, layers: [{ path: file }, { path: file }] });
+  const first = run.add('s2', { origins: [fromService()] });
+  await run.remote.fetch(first.shared.nodeid, 3, 1);
+  const layers = ['l1', 'l2'];
+  const later = run.add('s3', { origins: [{ ...fromService(), layers }], layers, entry: 2 });
+  await run.remote.fetch(later.shared.nodeid, 4, 1);
+  expect(pageOf(later, 4)).toEqual(rightPage(4));
+});

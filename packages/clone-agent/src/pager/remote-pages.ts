@@ -76,7 +76,9 @@ interface Waiter {
 /** A snapshot's layers at one memory server. */
 interface Source {
   readonly origin: Origin;
-  readonly client: Promise<OriginClient>;
+  /** By number; grows when a snapshot is opened that knows of more. */
+  layers: readonly string[];
+  client: Promise<OriginClient> | undefined;
   /** The same, when it is. */
   connected: OriginClient | undefined;
 }
@@ -228,7 +230,7 @@ export class RemotePages {
   }
 
   #askAhead({ source, number }: RemoteLayer, firstPage: number, count: number): void {
-    source.client.then(
+    this.#client(source).then(
       (client) => client.prefetch(number, firstPage, count),
       () => {}, // said when it was tried
     );
@@ -237,9 +239,9 @@ export class RemotePages {
   /** What a neighbour of this host asks for of a replica; it looks for it when it has come. */
   async want({ key, layer, demand, prefetch }: WantedPages): Promise<void> {
     const source = this.#sources.get(key);
-    const replica = this.replicas.find(source?.origin.layers[layer] ?? '');
+    const replica = this.replicas.find(source?.layers[layer] ?? '');
     if (source === undefined || replica === undefined) return;
-    const client = await source.client;
+    const client = await this.#client(source);
     for (const [first, count] of demand) {
       for (let page = first; page < first + count; page += 1) {
         if (!replica.held.has(page)) client.demand(layer, page);
@@ -324,33 +326,45 @@ export class RemotePages {
       if (this.#waiters.get(key)?.some(isOf) !== true) return;
       if (!client.demand(number, page)) setTimeout(ask, DEMAND_AGAIN_MS, client);
     };
-    const { connected, client } = source;
+    const { connected } = source;
     if (connected !== undefined) {
       if (!isAsked || !connected.demand(number, page, true)) ask(connected);
       return;
     }
-    client.then(ask, (error: unknown) => {
+    this.#client(source).then(ask, (error: unknown) => {
       this.#lose(key, isOf, new LostPageError(`the network can't be used: ${String(error)}`));
     });
   }
 
   #source(origin: Origin): Source {
-    let source = this.#sources.get(origin.key);
-    if (source === undefined) {
-      source = { origin, client: this.#connect(origin), connected: undefined };
-      const made = source;
-      made.client.then(
-        (client) => {
-          made.connected = client;
-          for (const object of this.#objects.values()) {
-            if (object.layers.some((layer) => layer?.source === made)) this.#announce(object);
-          }
-        },
-        (error: unknown) => this.#complain(`${origin.host} can't be asked: ${String(error)}`),
-      );
-      this.#sources.set(origin.key, source);
+    const { key, layers } = origin;
+    const known = this.#sources.get(key);
+    if (known !== undefined) {
+      // Of two lists one is the beginning of the other.
+      if (layers.length > known.layers.length) known.layers = layers;
+      return known;
     }
+    const source: Source = { origin, layers, client: undefined, connected: undefined };
+    this.#sources.set(key, source);
+    this.#client(source).catch(() => {}); // said when it was tried
     return source;
+  }
+
+  #client(source: Source): Promise<OriginClient> {
+    source.client ??= this.#connect(source).then(
+      (client) => {
+        source.connected = client;
+        for (const object of this.#objects.values()) {
+          if (object.layers.some((layer) => layer?.source === source)) this.#announce(object);
+        }
+        return client;
+      },
+      (error: unknown) => {
+        this.#complain(`${source.origin.host} can't be asked: ${String(error)}`);
+        throw error;
+      },
+    );
+    return source.client;
   }
 
   /** Tells other threads where its pages can be asked for, as far as that is known. */
@@ -365,14 +379,15 @@ export class RemotePages {
     if (isAny) this.#askable(served.shared.nodeid, askable);
   }
 
-  async #connect(origin: Origin): Promise<OriginClient> {
+  async #connect(source: Source): Promise<OriginClient> {
+    const { origin } = source;
     const { address, port, group, neighbour } = origin;
     const { originTimeoutMs } = this.#readSettings();
     const key = Buffer.from(origin.key, 'base64');
     const network = await this.#openNetwork();
     return await network.connect(
       { address, port, key, group, neighbour },
-      { sink: this.#sinkOf(origin), lostAfterMs: originTimeoutMs },
+      { sink: this.#sinkOf(source), lostAfterMs: originTimeoutMs },
     );
   }
 
@@ -390,12 +405,20 @@ export class RemotePages {
     return this.#settings;
   }
 
-  #sinkOf(origin: Origin): OriginSink {
-    const isOf = ({ source }: Waiter) => source.origin === origin;
-    const replicaOf = (layer: number) => this.replicas.find(origin.layers[layer] ?? '');
+  #sinkOf(source: Source): OriginSink {
+    const { origin } = source;
+    const isOf = (waiter: Waiter) => waiter.source === source;
+    const replicaOf = (layer: number) => this.replicas.find(source.layers[layer] ?? '');
+    /** What was asked for is of a layer that is known. */
+    const wantedOf = (layer: number) => {
+      if (source.layers[layer] === undefined) {
+        this.#complain(`${origin.host}: ${origin.snapshot} is not known to have layer ${layer}`);
+      }
+      return replicaOf(layer);
+    };
     return {
       onPage: (layer, page, bytes, offset, reason) => {
-        const replica = replicaOf(layer);
+        const replica = wantedOf(layer);
         if (replica === undefined || replica.held.has(page)) return;
         // A clone that waits for it comes first.
         const waiters = this.#take(replica, page);
@@ -413,14 +436,14 @@ export class RemotePages {
         this.#came(replica, page, reason);
       },
       onZeroPage: (layer, page, reason) => {
-        const replica = replicaOf(layer);
+        const replica = wantedOf(layer);
         if (replica === undefined) return;
         replica.putZero(page);
         tell(this.#take(replica, page));
         this.#came(replica, page, reason);
       },
       onLost: (layer, page, lost) => {
-        const replica = replicaOf(layer);
+        const replica = wantedOf(layer);
         if (replica === undefined) return;
         this.#lose(keyOf(replica, page), isOf, new LostPageError(lostWords(origin, lost)));
       },
@@ -480,7 +503,7 @@ export class RemotePages {
     for (const [key, source] of this.#sources) {
       if (used.has(source)) continue;
       this.#sources.delete(key);
-      source.client.then(
+      source.client?.then(
         (client) => client.close(),
         () => {},
       );
