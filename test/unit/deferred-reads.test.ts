@@ -14,6 +14,7 @@ import {
   type RemotePages,
 } from '../../packages/clone-agent/src/pager/remote-pages.js';
 import type { FuseReplies } from '../../packages/clone-agent/src/pager/session.js';
+import { lostFile } from '../../packages/clone-agent/src/pager/snapshot-file.js';
 
 const NODE = 35;
 const { EIO } = os.constants.errno;
@@ -66,4 +67,16 @@ test('a READ is answered also when the reason can not be written', () => {
   lose('host alpha does not answer');
   expect(answers).toEqual([EIO]);
   expect(complaints.join()).toMatch('host alpha does not answer');
+});
+
+test('why a page did not come is written for the process that read it', () => {
+  const { read, lose } = newReads();
+  const folder = path.join(runFolder, 'snapshots', 's1');
+  fs.mkdirSync(folder, { recursive: true });
+  read(process.pid);
+  lose('host alpha does not answer');
+  expect(fs.readdirSync(folder)).toEqual([lostFile(process.pid)]);
+  expect(fs.readFileSync(path.join(folder, lostFile(process.pid)), 'utf8')).toBe(
+    'host alpha does not answer',
+  );
 });
