@@ -142,3 +142,16 @@ test('a snapshot that was opened first, and knew fewer layers, keeps no page fro
   await run.remote.fetch(later.shared.nodeid, 4, 1);
   expect(pageOf(later, 4)).toEqual(rightPage(4));
 });
+
+test('what of an object only other hosts have is counted, page by page', async () => {
+  const origins = [fromService()];
+  const object = run.add('s2', { origins });
+  const { nodeid } = object.shared;
+  expect(run.remote.dependsOn(nodeid)).toEqual({ answers: PAGES });
+  await run.remote.fetch(nodeid, 30, 5);
+  const here = object.paged.layers[0]!.held!.countHeld(0, PAGES);
+  expect(here).toBeGreaterThanOrEqual(5);
+  expect(run.remote.dependsOn(nodeid)).toEqual({ answers: PAGES - here });
+  const own = run.add('s3', { origins: [] });
+  expect(run.remote.dependsOn(own.shared.nodeid)).toEqual({});
+});

@@ -171,3 +171,20 @@ test('pages of a pinned replica stay with another pager, too', () => {
   expect(heldOf(again).length).toBe(500);
   assertWhole(again);
 });
+
+test('replicas that come and go leave the others their pages and their turn', () => {
+  const stays = open('stays');
+  put(stays, 0, 300);
+  for (let round = 0; round < 5; round += 1) {
+    const goes = open(`goes${round}`);
+    put(goes, 0, 100);
+    replicas.release(goes);
+    expect(replicas.pages).toBe(300);
+  }
+  put(stays, 300, 900);
+  const held = heldOf(stays);
+  expect(held.length).toBe(replicas.pages);
+  expect(held.length).toBeLessThanOrEqual(PAGES_MAX);
+  expect(held.at(0)).toBe(1200 - held.length);
+  assertWhole(stays);
+});

@@ -70,6 +70,20 @@ export class HeldPages {
     }
   }
 
+  /** How many of these pages are here. */
+  countHeld(firstPage: number, count: number): number {
+    let held = 0;
+    const end = firstPage + count;
+    for (let page = firstPage; page < end; ) {
+      const bit = page & 31;
+      const bits = Math.min(32 - bit, end - page);
+      const mask = bits === 32 ? -1 : ((1 << bits) - 1) << bit;
+      held += onesOf(Atomics.load(this.#cells, WORDS + (page >>> 5)) & mask);
+      page += bits;
+    }
+    return held;
+  }
+
   hasAll(firstPage: number, count: number): boolean {
     for (let page = firstPage; page < firstPage + count; page++) if (!this.has(page)) return false;
     return true;
@@ -117,4 +131,11 @@ export class HeldPages {
   recover(): void {
     if (Atomics.load(this.#cells, GENERATION) % 2 !== 0) Atomics.add(this.#cells, GENERATION, 1);
   }
+}
+
+/** Of a word's bits (Warren, Hacker's Delight, 5-1). */
+function onesOf(word: number): number {
+  const pairs = word - ((word >>> 1) & 0x5555_5555);
+  const fours = (pairs & 0x3333_3333) + ((pairs >>> 2) & 0x3333_3333);
+  return Math.imul((fours + (fours >>> 4)) & 0x0f0f_0f0f, 0x0101_0101) >>> 24;
 }

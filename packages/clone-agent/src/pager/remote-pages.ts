@@ -269,10 +269,17 @@ export class RemotePages {
   dependsOn(nodeid: number): Record<string, number> {
     const hosts: Record<string, number> = {};
     const object = this.#objects.get(nodeid);
-    if (object === undefined) return hosts;
-    for (let page = 0; page < object.served.paged.pageCount; page += 1) {
-      const host = absentLayer(object, page)?.source.origin.host;
-      if (host !== undefined) hosts[host] = (hosts[host] ?? 0) + 1;
+    if (object === undefined || object.layers.every((layer) => layer === undefined)) return hosts;
+    const { paged } = object.served;
+    for (let page = 0; page < paged.pageCount; ) {
+      const run = paged.runLength(page, paged.pageCount - page);
+      const layer = object.layers[paged.layerOf(page)];
+      const absent = layer === undefined ? 0 : run - layer.replica.held.countHeld(page, run);
+      if (absent > 0) {
+        const { host } = layer!.source.origin;
+        hosts[host] = (hosts[host] ?? 0) + absent;
+      }
+      page += run;
     }
     return hosts;
   }
