@@ -7,8 +7,19 @@ import dgram from 'node:dgram';
 import { once } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
-import { PAGE_BYTES, PageService } from '@snowfork/memserver';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import {
+  CHANNEL,
+  DATAGRAM,
+  newSenderId,
+  PAGE_BYTES,
+  PAGE_KIND,
+  PageNetwork,
+  PageService,
+  Sealer,
+  snapshotKey,
+  writePages,
+} from '@snowfork/memserver';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import type { ServedObject } from '../../packages/clone-agent/src/pager/served-object.js';
 import { LOOPBACK, originAt, RunFolder } from '../support/run-folder.js';
 
@@ -154,4 +165,34 @@ test('what of an object only other hosts have is counted, page by page', async (
   expect(run.remote.dependsOn(nodeid)).toEqual({ answers: PAGES - here });
   const own = run.add('s3', { origins: [] });
   expect(run.remote.dependsOn(own.shared.nodeid)).toEqual({});
+});
+
+test('a page beyond the end of its layer, which a member names, changes nothing', async () => {
+  const key = snapshotKey(key1);
+  const member = new Sealer(key, newSenderId(randomBytes(8)));
+  let sequence = 0;
+  /** Zeros, whatever is asked for: of a page that there is, too. */
+  silent.on('message', (_, from) => {
+    for (const page of [1_000_000, 3]) {
+      const head = { sequence: ++sequence, channel: CHANNEL.unicast, receiversLog2: 0, layer: 0 };
+      const body = Buffer.alloc(64);
+      const end = writePages(body, head, [{ page, count: 1, kind: PAGE_KIND.zero }]);
+      silent.send(member.seal(DATAGRAM.pages, body.subarray(0, end)), from.port, from.address);
+    }
+  });
+  const origin = fromSilent();
+  const object = run.add('s1', { origins: [origin] });
+  await run.remote.fetch(object.shared.nodeid, 3, 1);
+  expect(pageOf(object, 3)).toEqual(Buffer.alloc(PAGE_BYTES));
+  const wanted: [number, number][] = [[1_000_000, 2]];
+  await run.remote.want({ key: origin.key, layer: 0, demand: wanted, prefetch: [] });
+});
+
+test('a network that could not be used is tried again', async () => {
+  vi.spyOn(PageNetwork, 'open').mockRejectedValueOnce(new Error('no such address'));
+  const object = run.add('s2', { origins: [fromService()] });
+  const { nodeid } = object.shared;
+  await expect(run.remote.fetch(nodeid, 3, 1)).rejects.toThrow('no such address');
+  await run.remote.fetch(nodeid, 3, 1);
+  expect(pageOf(object, 3)).toEqual(rightPage(3));
 });

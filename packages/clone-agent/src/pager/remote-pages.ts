@@ -239,12 +239,12 @@ export class RemotePages {
   /** What a neighbour of this host asks for of a replica; it looks for it when it has come. */
   async want({ key, layer, demand, prefetch }: WantedPages): Promise<void> {
     const source = this.#sources.get(key);
-    const replica = this.replicas.find(source?.layers[layer] ?? '');
-    if (source === undefined || replica === undefined) return;
+    if (source === undefined) return;
     const client = await this.#client(source);
     for (const [first, count] of demand) {
       for (let page = first; page < first + count; page += 1) {
-        if (!replica.held.has(page)) client.demand(layer, page);
+        const replica = this.#replicaOf(source, layer, page);
+        if (replica?.held.has(page) === false) client.demand(layer, page);
       }
     }
     // Each goes before those that are there.
@@ -274,10 +274,10 @@ export class RemotePages {
     for (let page = 0; page < paged.pageCount; ) {
       const run = paged.runLength(page, paged.pageCount - page);
       const layer = object.layers[paged.layerOf(page)];
-      const absent = layer === undefined ? 0 : run - layer.replica.held.countHeld(page, run);
-      if (absent > 0) {
-        const { host } = layer!.source.origin;
-        hosts[host] = (hosts[host] ?? 0) + absent;
+      if (layer !== undefined) {
+        const { host } = layer.source.origin;
+        const absent = run - layer.replica.held.countHeld(page, run);
+        if (absent > 0) hosts[host] = (hosts[host] ?? 0) + absent;
       }
       page += run;
     }
@@ -367,6 +367,8 @@ export class RemotePages {
         return client;
       },
       (error: unknown) => {
+        // The next that wants it tries again.
+        source.client = undefined;
         this.#complain(`${source.origin.host} can't be asked: ${String(error)}`);
         throw error;
       },
@@ -400,10 +402,14 @@ export class RemotePages {
 
   #openNetwork(): Promise<PageNetwork> {
     const { address } = this.#readSettings();
-    const network =
-      this.#network ?? PageNetwork.open({ localAddress: address, complain: this.#complain });
-    this.#network = network;
-    return network;
+    this.#network ??= PageNetwork.open({
+      localAddress: address,
+      complain: this.#complain,
+    }).catch((error: unknown) => {
+      this.#network = undefined;
+      throw error;
+    });
+    return this.#network;
   }
 
   #readSettings(): z.infer<typeof networkSchema> {
@@ -415,17 +421,16 @@ export class RemotePages {
   #sinkOf(source: Source): OriginSink {
     const { origin } = source;
     const isOf = (waiter: Waiter) => waiter.source === source;
-    const replicaOf = (layer: number) => this.replicas.find(source.layers[layer] ?? '');
     /** What was asked for is of a layer that is known. */
-    const wantedOf = (layer: number) => {
+    const wantedOf = (layer: number, page: number) => {
       if (source.layers[layer] === undefined) {
         this.#complain(`${origin.host}: ${origin.snapshot} is not known to have layer ${layer}`);
       }
-      return replicaOf(layer);
+      return this.#replicaOf(source, layer, page);
     };
     return {
       onPage: (layer, page, bytes, offset, reason) => {
-        const replica = wantedOf(layer);
+        const replica = wantedOf(layer, page);
         if (replica === undefined || replica.held.has(page)) return;
         // A clone that waits for it comes first.
         const waiters = this.#take(replica, page);
@@ -443,20 +448,26 @@ export class RemotePages {
         this.#came(replica, page, reason);
       },
       onZeroPage: (layer, page, reason) => {
-        const replica = wantedOf(layer);
+        const replica = wantedOf(layer, page);
         if (replica === undefined) return;
         replica.putZero(page);
         tell(this.#take(replica, page));
         this.#came(replica, page, reason);
       },
       onLost: (layer, page, lost) => {
-        const replica = wantedOf(layer);
+        const replica = wantedOf(layer, page);
         if (replica === undefined) return;
         this.#lose(keyOf(replica, page), isOf, new LostPageError(lostWords(origin, lost)));
       },
       // What nobody here wants is as good as here.
-      isHeld: (layer, page) => replicaOf(layer)?.held.has(page) ?? true,
+      isHeld: (layer, page) => this.#replicaOf(source, layer, page)?.held.has(page) ?? true,
     };
+  }
+
+  /** Undefined for what is not used here, and for a page that no replica of it can have. */
+  #replicaOf(source: Source, layer: number, page: number): Replica | undefined {
+    const replica = this.replicas.find(source.layers[layer] ?? '');
+    return replica !== undefined && page < replica.held.pageCount ? replica : undefined;
   }
 
   #came(replica: Replica, page: number, reason: Reason): void {
