@@ -3,6 +3,7 @@
 
 import { CHANNEL, DATAGRAM, encodeRequest, Sealer, URGENCY } from '@snowfork/memserver';
 import { expect, test } from 'vitest';
+import { FORGOTTEN_MS } from '../../packages/memserver/src/server/known-receivers.js';
 import { LAYER } from './origin.js';
 import type { Puller } from './puller.js';
 import { GIGABIT, pagesFrom, quantile, World } from './world.js';
@@ -158,4 +159,25 @@ test('a member that asks for everything at once gets its share, and others are s
   world.run(() => faulting.isDone, 10_000);
   expect(world.server.counts.pagesRefused).toBeGreaterThan(25_000);
   expect(faulting.lost.size).toBe(0);
+});
+
+const LIMIT_MS = 120_000;
+
+test('a host that was silent for so long that the server forgot it is served as well as before', () => {
+  const world = new World({ seed: 9, pageCount: 8192 });
+  const half = world.origin.pageCount / 2;
+  const puller = world.addReceiver({ hasGroup: false, bytesPerSecond: GIGABIT / 50 });
+  const sent: number[] = [];
+  const fetchHalf = (first: number): void => {
+    const before = world.server.counts.pagesSent.data;
+    puller.receiver.prefetch(LAYER, first, half);
+    world.poke(puller);
+    world.run(() => puller.heldPages >= first + half, world.clockwork.nowMs + LIMIT_MS);
+    sent.push(world.server.counts.pagesSent.data - before);
+  };
+  fetchHalf(0);
+  world.runFor(FORGOTTEN_MS + 1000);
+  expect(world.server.knownReceivers).toBe(0);
+  fetchHalf(half);
+  expect(sent[1]! / sent[0]!).toBeLessThan(1.2);
 });

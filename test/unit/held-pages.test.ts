@@ -99,3 +99,38 @@ test('a writer that was killed while pages left stops nobody for good', () => {
   expect(held.guard(5, 1)).not.toBe(ABSENT);
   held.unmap();
 });
+
+test('pages that are to stay are so for whoever maps the file later', () => {
+  const held = HeldPages.map(file);
+  expect(held.isPinned).toBe(false);
+  held.set(5);
+  held.pin();
+  held.unmap();
+  const later = HeldPages.map(file);
+  expect(later.isPinned).toBe(true);
+  expect([...later.pages()]).toEqual([5]);
+  later.unmap();
+});
+
+test('of any range it is known how many are here', () => {
+  const held = HeldPages.map(file);
+  const here = new Set<number>();
+  for (let page = 0; page < PAGES; page += 1 + (page % 7) * (page % 3)) {
+    held.set(page);
+    here.add(page);
+  }
+  const ranges = [
+    [0, PAGES],
+    [0, 32],
+    [31, 1],
+    [31, 2],
+    [33, 62],
+    [64, 0],
+    [5, 700],
+  ] as const;
+  for (const [first, count] of ranges) {
+    const right = [...here].filter((page) => page >= first && page < first + count).length;
+    expect(held.countHeld(first, count), `${count} from ${first}`).toBe(right);
+  }
+  held.unmap();
+});

@@ -181,3 +181,9 @@ describe('the boot sector', () => {
     expect(disk.subarray(512).every((byte) => byte === 0)).toBe(true);
   });
 });
+
+it('stands still when its disk can not be read, and tells its guest nothing', () => {
+  const devices = qemuArguments(common).filter((argument) => argument.startsWith('virtio-blk'));
+  expect(devices).toHaveLength(1);
+  expect(devices[0]!.split(',')).toContain('rerror=stop');
+});

@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { HeldPages } from '@snowfork/memserver/pages';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { type Replica, Replicas } from '../../packages/clone-agent/src/pager/replicas.js';
 
 const PAGE_BYTES = 4096;
@@ -91,7 +91,7 @@ test('all replicas share the room', () => {
 test('pages of a pinned replica stay', () => {
   const [pinned, other] = [open('pinned'), open('other')];
   put(pinned, 0, 500);
-  pinned.isPinned = true;
+  pinned.held.pin();
   put(other, 0, PAGES);
   put(pinned, 500, 1500);
   expect(heldOf(pinned).length).toBe(2000);
@@ -119,4 +119,72 @@ test('a replica that nothing uses any more takes no room of others', () => {
   expect(replicas.pages).toBe(0);
   put(stays, 0, 900);
   expect(heldOf(stays).length).toBe(900);
+});
+
+describe('on a full tmpfs', () => {
+  const write = fs.writeSync;
+  /** Files of layers may have no more pages than that. */
+  const holdAtMost = (pages: number) => {
+    const full = Object.assign(new Error('no space left on device'), { code: 'ENOSPC' });
+    const used = () =>
+      fs
+        .readdirSync(path.join(folder, 'layers'))
+        .filter((name) => !name.endsWith('.held'))
+        .reduce((sum, name) => sum + (fs.statSync(layer(name)).blocks * 512) / PAGE_BYTES, 0);
+    vi.spyOn(fs, 'writeSync').mockImplementation((...args: Parameters<typeof write>) => {
+      if (used() >= pages) throw full;
+      return write(...args);
+    });
+  };
+  const keep = (replica: Replica, page: number) =>
+    replicas.put(replica, page, Buffer.alloc(PAGE_BYTES, 1 + (page % 255)), 0);
+  afterEach(() => void vi.restoreAllMocks());
+
+  test('the oldest pages go for one that comes', () => {
+    const [pinned, other] = [open('pinned'), open('other')];
+    holdAtMost(40);
+    for (let page = 0; page < 20; page += 1) keep(pinned, page);
+    pinned.held.pin();
+    for (let page = 0; page < 100; page += 1) keep(other, page);
+    expect(heldOf(pinned).length).toBe(20);
+    expect(other.held.has(99)).toBe(true);
+    for (const replica of [pinned, other]) assertWhole(replica);
+  });
+
+  test('a page for which none can go is not here', () => {
+    const pinned = open('pinned');
+    pinned.held.pin();
+    holdAtMost(20);
+    for (let page = 0; page < 20; page += 1) keep(pinned, page);
+    expect(() => keep(pinned, 20)).toThrow('no space');
+    expect(heldOf(pinned).length).toBe(20);
+  });
+});
+
+test('pages of a pinned replica stay with another pager, too', () => {
+  const pinned = open('pinned');
+  pinned.held.pin();
+  put(pinned, 0, 500);
+  replicas = new Replicas(folder, () => PAGES_MAX);
+  const [again, other] = [open('pinned'), open('other')];
+  put(other, 0, PAGES);
+  expect(heldOf(again).length).toBe(500);
+  assertWhole(again);
+});
+
+test('replicas that come and go leave the others their pages and their turn', () => {
+  const stays = open('stays');
+  put(stays, 0, 300);
+  for (let round = 0; round < 5; round += 1) {
+    const goes = open(`goes${round}`);
+    put(goes, 0, 100);
+    replicas.release(goes);
+    expect(replicas.pages).toBe(300);
+  }
+  put(stays, 300, 900);
+  const held = heldOf(stays);
+  expect(held.length).toBe(replicas.pages);
+  expect(held.length).toBeLessThanOrEqual(PAGES_MAX);
+  expect(held.at(0)).toBe(1200 - held.length);
+  assertWhole(stays);
 });

@@ -40,7 +40,12 @@ test('a body comes out as it went in', () => {
       const datagram = sealer.seal(kind, body);
       expect(keyIdOf(datagram)).toBe(key.id);
       expect(datagram.length).toBe(HEADER_BYTES + body.length + TAG_BYTES);
-      expect(opener.open(datagram)).toEqual({ kind, senderId: SENDER, body });
+      expect(opener.open(datagram)).toEqual({
+        kind,
+        senderId: SENDER,
+        counter: sealer.counter,
+        body,
+      });
     }),
     { numRuns: times(200, 100_000) },
   );

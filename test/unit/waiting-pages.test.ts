@@ -103,8 +103,9 @@ test('what the host does not read is not kept for it, and what it can read is to
   const socket = path.join(folder, 'socket');
   const host = net.createServer().listen(socket);
   await once(host, 'listening');
-  const line = new WantedLine({ socket, snapshot: 's1', key: 'k' });
-  const tell = (page: number) => line.tell([{ layer: LAYER, page, urgency: demand }]);
+  const line = new WantedLine(socket);
+  const of = { snapshot: 's1', key: 'k' };
+  const tell = (page: number) => line.tell(of, [{ layer: LAYER, page, urgency: demand }]);
   const connected = once(host, 'connection');
   for (let count = 0; count < 10_000; count++) tell(7);
   const [peer] = (await connected) as [Socket];

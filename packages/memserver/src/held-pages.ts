@@ -5,11 +5,12 @@
 //
 //   u32         u32         from byte 8: a bit for each page, the lowest bit of a word first
 //  +-----------+-----------+------------------------------------------------+
-//  | generation| reserved  | words of 32 bits                               |
+//  | generation| pinned    | words of 32 bits                               |
 //  +-----------+-----------+------------------------------------------------+
 //
-// The generation is odd while pages leave. A reader that has found an even one before it read, and the
-// same after it, has read what the bits promised.
+// Pinned is 1 when the pages are to stay: their origin will go. The generation is odd while pages
+// leave. A reader that has found an even one before it read, and the same after it, has read what the
+// bits promised.
 
 import fs from 'node:fs';
 import { type MappedFile, mapFile, mappedBytes, unmapFile } from './mapped-file.js';
@@ -18,6 +19,7 @@ import { type MappedFile, mapFile, mappedBytes, unmapFile } from './mapped-file.
 export const ABSENT = -1;
 
 const GENERATION = 0;
+const PINNED = 1;
 const WORDS = 2;
 
 export class HeldPages {
@@ -69,6 +71,20 @@ export class HeldPages {
     }
   }
 
+  /** How many of these pages are here. */
+  countHeld(firstPage: number, count: number): number {
+    let held = 0;
+    const end = firstPage + count;
+    for (let page = firstPage; page < end; ) {
+      const bit = page & 31;
+      const bits = Math.min(32 - bit, end - page);
+      const mask = bits === 32 ? -1 : ((1 << bits) - 1) << bit;
+      held += onesOf(Atomics.load(this.#cells, WORDS + (page >>> 5)) & mask);
+      page += bits;
+    }
+    return held;
+  }
+
   hasAll(firstPage: number, count: number): boolean {
     for (let page = firstPage; page < firstPage + count; page++) if (!this.has(page)) return false;
     return true;
@@ -83,6 +99,15 @@ export class HeldPages {
   /** Whether what was read since `guard` is what the pages hold. */
   isStill(guard: number): boolean {
     return Atomics.load(this.#cells, GENERATION) >>> 0 === guard;
+  }
+
+  /** No page is to leave, whichever process has the file. */
+  get isPinned(): boolean {
+    return Atomics.load(this.#cells, PINNED) !== 0;
+  }
+
+  pin(): void {
+    Atomics.store(this.#cells, PINNED, 1);
   }
 
   /** The page's bytes are in the file. */
@@ -107,4 +132,11 @@ export class HeldPages {
   recover(): void {
     if (Atomics.load(this.#cells, GENERATION) % 2 !== 0) Atomics.add(this.#cells, GENERATION, 1);
   }
+}
+
+/** Of a word's bits (Warren, Hacker's Delight, 5-1). */
+function onesOf(word: number): number {
+  const pairs = word - ((word >>> 1) & 0x5555_5555);
+  const fours = (pairs & 0x3333_3333) + ((pairs >>> 2) & 0x3333_3333);
+  return Math.imul((fours + (fours >>> 4)) & 0x0f0f_0f0f, 0x0101_0101) >>> 24;
 }

@@ -166,7 +166,8 @@ function diskArguments(diskPath: string | undefined): string[] {
   return [
     ...['-blockdev', `${file},node-name=disk0-file,read-only=on,auto-read-only=off`],
     ...['-blockdev', `driver=raw,file=disk0-file,${options}`],
-    ...['-device', 'virtio-blk-pci,drive=disk0,num-queues=1'],
+    // A guest that was told of an error would go on without what it wanted to read.
+    ...['-device', 'virtio-blk-pci,drive=disk0,num-queues=1,rerror=stop'],
   ];
 }
 

@@ -145,16 +145,20 @@ export class QemuProcess {
       return qemu;
     }
     const wait = { signal: qemu.ended, timeoutMs: ADOPT_TIMEOUT_MS };
-    const qmp = await connectQmp(qemu.files.qmp, wait).catch(async (error: unknown) => {
+    try {
+      const qmp = await connectQmp(qemu.files.qmp, wait);
+      qmp.on('SHUTDOWN', ({ data }) => {
+        wasShutDown = data.guest === true;
+      });
+      qmp.lost.addEventListener('abort', () => adopted.look(), { once: true });
+      qemu.#qmp = qmp;
+      // As `onDiskError`, while nobody was there to be told.
+      if ((await qemu.#status(wait)) === 'io-error') await qemu.kill();
+      return qemu;
+    } catch (error) {
       await qemu.kill();
       throw error;
-    });
-    qmp.on('SHUTDOWN', ({ data }) => {
-      wasShutDown = data.guest === true;
-    });
-    qmp.lost.addEventListener('abort', () => adopted.look(), { once: true });
-    qemu.#qmp = qmp;
-    return qemu;
+    }
   }
 
   /** Stands for one of which nothing is left. */
@@ -185,6 +189,11 @@ export class QemuProcess {
   get qmp(): Qmp {
     if (this.#qmp === undefined) throw new Error('the QEMU was never started');
     return this.#qmp;
+  }
+
+  /** A read of its disk has failed: its guest stands still since, and could only fail again. */
+  onDiskError(listener: () => void): void {
+    this.#qmp?.on('BLOCK_IO_ERROR', listener);
   }
 
   /** Somebody waits for it now, that was started in the background. */
@@ -285,10 +294,15 @@ export class QemuProcess {
 
   /** Lets a guest run that stands still in the midst of a freeze whose agent has died. */
   async resumeIfPaused(wait?: WaitOptions): Promise<void> {
-    const answer = (await this.execute('query-status', undefined, wait)) as { status: string };
-    if (answer.status === 'running') return;
-    if (answer.status !== 'paused') throw this.#failure(`is ${answer.status}`);
+    const status = await this.#status(wait);
+    if (status === 'running') return;
+    if (status !== 'paused') throw this.#failure(`is ${status}`);
     await this.resume(wait);
+  }
+
+  async #status(wait?: WaitOptions): Promise<string> {
+    const answer = (await this.execute('query-status', undefined, wait)) as { status: string };
+    return answer.status;
   }
 
   /** When the event happened, which QEMU tells before it answers the command. */

@@ -12,11 +12,11 @@ import { numberOfNode } from './nodes.js';
 import type { Loaded, Registry } from './objects.js';
 import { Outcome, type PageServer } from './page-server.js';
 import { BLOCK_PAGES } from './push-windows.js';
-import { Source } from './reader-counts.js';
+import { processOf, Source } from './reader-counts.js';
 import { LostPageError, type RemotePages } from './remote-pages.js';
 import { onePageOf, pagesCovered, type ServedObject } from './served-object.js';
 import type { FuseReplies } from './session.js';
-import { LOST_FILE, snapshotFolder } from './snapshot-file.js';
+import { lostFile, snapshotFolder } from './snapshot-file.js';
 
 const { EIO } = os.constants.errno;
 const readAsync = promisify(fs.read);
@@ -163,7 +163,7 @@ export class DeferredReads {
       settled: (error) => {
         if (error === undefined) return this.#startWaiting(read);
         const object = this.#server.objects.get(nodeid);
-        if (object !== undefined) this.#fail(object, error);
+        if (object !== undefined) this.#fail(object, header, error);
         this.#replies.error(header, EIO);
       },
     });
@@ -190,7 +190,7 @@ export class DeferredReads {
       try {
         demanded = Math.max(demanded, await this.#bring(object, read.wanted));
       } catch (error) {
-        this.#fail(object, error);
+        this.#fail(object, read.header, error);
         return this.#replies.error(read.header, EIO);
       }
       // The object may have gone while its page came.
@@ -203,13 +203,19 @@ export class DeferredReads {
     }
   }
 
-  /** Whoever reads will end for it: a page that is lost is lost for the snapshot, and it is said why. */
-  #fail({ shared }: ServedObject, error: unknown): void {
+  /** Whoever reads will end for it: it is said why. */
+  #fail({ shared }: ServedObject, { pid }: RequestHeader, error: unknown): void {
     const { snapshot, name } = shared;
     this.#complain(`${snapshot}/${name}: ${String(error)}`);
     if (!(error instanceof LostPageError) || !this.#server.objects.has(shared.nodeid)) return;
-    const file = path.join(snapshotFolder(this.#runFolder, snapshot), LOST_FILE);
-    fs.writeFileSync(file, error.message);
+    const reader = processOf(pid);
+    if (reader === undefined) return;
+    const file = path.join(snapshotFolder(this.#runFolder, snapshot), lostFile(reader));
+    try {
+      fs.writeFileSync(file, error.message);
+    } catch (cause) {
+      this.#complain(`${file}: ${String(cause)}`);
+    }
   }
 
   /** What came for a READ, once it is answered: never more than what is counted as a replica's. */

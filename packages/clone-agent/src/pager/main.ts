@@ -22,7 +22,14 @@ const exitNow: (code: number) => void = koffi.load('libc.so.6').func('void _exit
 
 const { log, complain } = newComplaints('pager');
 
+/** Threads that block would keep alive a process that does nothing any more; another one goes on. */
+function failed(error: unknown): void {
+  log(`failed: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+  exitNow(1);
+}
+
 async function main(): Promise<void> {
+  process.on('uncaughtException', failed).on('unhandledRejection', failed);
   const { values } = parseArgs({
     options: {
       'fuse-fd': { type: 'string' },
@@ -43,14 +50,7 @@ async function main(): Promise<void> {
   }
   const pager = new Pager(
     { fuseDescriptor, runFolder, replays: !values['no-replay'] },
-    {
-      complain,
-      gone: () => exitNow(0),
-      failed: (error) => {
-        log(`failed: ${error.stack ?? error.message}`);
-        exitNow(1);
-      },
-    },
+    { complain, gone: () => exitNow(0), failed },
   );
   // A terminal's Ctrl-C is for the agent; VMs still need their pages.
   for (const signal of ['SIGINT', 'SIGHUP'] as const) process.on(signal, () => {});

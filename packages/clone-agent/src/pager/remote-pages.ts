@@ -32,10 +32,12 @@ export const networkSchema = z.object({
 });
 /** Demands that the receiver would not take yet are tried again. */
 const DEMAND_AGAIN_MS = 1;
+/** Of the tmpfs that pages of other hosts may take: the rest is for what is frozen here. */
+const REPLICA_SHARE = 1 / 2;
 /** Pages asked for at a time when all are brought here. */
 const BRING_PAGES = 4096;
 
-const NOBODY: readonly PageListener[] = [];
+const NOBODY: readonly Waiter[] = [];
 
 const wantedRuns = z
   .array(z.tuple([z.int().nonnegative(), z.int().min(1).max(WAITING_PAGES_MAX)]))
@@ -62,15 +64,21 @@ export interface PageListener {
   settled(error?: LostPageError): void;
 }
 
-interface Wait {
-  readonly replica: Replica;
-  readonly listeners: PageListener[];
+/** One who waits for a page of a replica, which may come from another's source too. */
+interface Waiter {
+  /** The object that it reads. */
+  readonly nodeid: number;
+  /** Where the page was asked for, for that object. */
+  readonly source: Source;
+  readonly listener: PageListener;
 }
 
 /** A snapshot's layers at one memory server. */
 interface Source {
   readonly origin: Origin;
-  readonly client: Promise<OriginClient>;
+  /** By number; grows when a snapshot is opened that knows of more. */
+  layers: readonly string[];
+  client: Promise<OriginClient> | undefined;
   /** The same, when it is. */
   connected: OriginClient | undefined;
 }
@@ -99,7 +107,8 @@ export class RemotePages {
   readonly #kept = new Map<number, readonly Replica[]>();
   /** By key: snapshots that inherit layers share what serves them. */
   readonly #sources = new Map<string, Source>();
-  readonly #waits = new Map<string, Wait>();
+  /** By replica and page. */
+  readonly #waiters = new Map<string, readonly Waiter[]>();
   #network: Promise<PageNetwork> | undefined;
   #settings: z.infer<typeof networkSchema> | undefined;
   #arrived: { readonly replica: Replica; readonly page: number }[] = [];
@@ -116,8 +125,10 @@ export class RemotePages {
     this.#push = of.push;
     this.#askable = of.askable;
     this.#complain = of.complain;
-    const pagesMax = () => Math.floor(this.#readSettings().replicaBytesMax / PAGE_BYTES);
-    this.replicas = new Replicas(of.runFolder, pagesMax);
+    const { blocks, bsize } = fs.statfsSync(of.runFolder);
+    const bytesMax = () =>
+      Math.min(this.#readSettings().replicaBytesMax, blocks * bsize * REPLICA_SHARE);
+    this.replicas = new Replicas(of.runFolder, () => Math.floor(bytesMax() / PAGE_BYTES));
   }
 
   /** An object with replicas among its layers can be read now. */
@@ -132,7 +143,7 @@ export class RemotePages {
       const replica = this.replicas.acquire(id, held);
       if (origin === undefined) {
         // All that is needed of it is here, and nobody else may have it any more.
-        replica.isPinned = true;
+        held.pin();
         this.#kept.set(served.shared.nodeid, [
           ...(this.#kept.get(served.shared.nodeid) ?? []),
           replica,
@@ -148,15 +159,9 @@ export class RemotePages {
 
   /** Nobody waits for pages of these objects any more: what they wait for is given up. */
   abandon(nodeids: readonly number[]): void {
-    const wanted = new Set<Replica>();
-    for (const [nodeid, { layers }] of this.#objects) {
-      if (nodeids.includes(nodeid)) continue;
-      for (const layer of layers) if (layer !== undefined) wanted.add(layer.replica);
-    }
-    for (const [key, { replica, listeners }] of this.#waits) {
-      if (wanted.has(replica)) continue;
-      this.#waits.delete(key);
-      tell(listeners, new LostPageError('nobody needs it any more'));
+    const error = new LostPageError('nobody needs it any more');
+    for (const key of [...this.#waiters.keys()]) {
+      this.#lose(key, ({ nodeid }) => nodeids.includes(nodeid), error);
     }
   }
 
@@ -164,6 +169,7 @@ export class RemotePages {
   close(nodeid: number): void {
     const object = this.#objects.get(nodeid);
     if (object === undefined) return;
+    this.abandon([nodeid]);
     this.#objects.delete(nodeid);
     for (const layer of object.layers)
       if (layer !== undefined) this.replicas.release(layer.replica);
@@ -175,12 +181,12 @@ export class RemotePages {
   /** Resolves when the pages are here. @throws LostPageError */
   async fetch(nodeid: number, firstPage: number, count: number): Promise<void> {
     const object = this.#objects.get(nodeid);
-    if (object === undefined) return;
+    if (object === undefined) throw new LostPageError('its snapshot is not open here');
     const waits: Promise<void>[] = [];
     for (let page = firstPage; page < firstPage + count; page += 1) {
-      const layer = object.layers[object.served.paged.layerOf(page)];
-      if (layer === undefined || layer.replica.held.has(page)) continue;
-      waits.push(this.#demand(layer, page));
+      const layer = absentLayer(object, page);
+      if (layer !== undefined) waits.push(this.#demand(nodeid, layer, page));
+      else if (!object.served.atHand(page, 1)) waits.push(Promise.reject(noHostHas(object)));
     }
     await Promise.all(waits);
   }
@@ -194,7 +200,7 @@ export class RemotePages {
     const object = this.#objects.get(nodeid);
     const layer = object === undefined ? undefined : absentLayer(object, page);
     if (layer === undefined) return false;
-    this.#listen(layer, page, isAsked, listener);
+    this.#listen(layer, page, { nodeid, isAsked, listener });
     return true;
   }
 
@@ -224,7 +230,7 @@ export class RemotePages {
   }
 
   #askAhead({ source, number }: RemoteLayer, firstPage: number, count: number): void {
-    source.client.then(
+    this.#client(source).then(
       (client) => client.prefetch(number, firstPage, count),
       () => {}, // said when it was tried
     );
@@ -233,12 +239,12 @@ export class RemotePages {
   /** What a neighbour of this host asks for of a replica; it looks for it when it has come. */
   async want({ key, layer, demand, prefetch }: WantedPages): Promise<void> {
     const source = this.#sources.get(key);
-    const replica = this.replicas.find(source?.origin.layers[layer] ?? '');
-    if (source === undefined || replica === undefined) return;
-    const client = await source.client;
+    if (source === undefined) return;
+    const client = await this.#client(source);
     for (const [first, count] of demand) {
       for (let page = first; page < first + count; page += 1) {
-        if (!replica.held.has(page)) client.demand(layer, page);
+        const replica = this.#replicaOf(source, layer, page);
+        if (replica?.held.has(page) === false) client.demand(layer, page);
       }
     }
     // Each goes before those that are there.
@@ -263,10 +269,17 @@ export class RemotePages {
   dependsOn(nodeid: number): Record<string, number> {
     const hosts: Record<string, number> = {};
     const object = this.#objects.get(nodeid);
-    if (object === undefined) return hosts;
-    for (let page = 0; page < object.served.paged.pageCount; page += 1) {
-      const host = absentLayer(object, page)?.source.origin.host;
-      if (host !== undefined) hosts[host] = (hosts[host] ?? 0) + 1;
+    if (object === undefined || object.layers.every((layer) => layer === undefined)) return hosts;
+    const { paged } = object.served;
+    for (let page = 0; page < paged.pageCount; ) {
+      const run = paged.runLength(page, paged.pageCount - page);
+      const layer = object.layers[paged.layerOf(page)];
+      if (layer !== undefined) {
+        const { host } = layer.source.origin;
+        const absent = run - layer.replica.held.countHeld(page, run);
+        if (absent > 0) hosts[host] = (hosts[host] ?? 0) + absent;
+      }
+      page += run;
     }
     return hosts;
   }
@@ -278,7 +291,7 @@ export class RemotePages {
   bringAll(nodeid: number): number {
     const object = this.#objects.get(nodeid);
     if (object === undefined) return 0;
-    for (const layer of object.layers) if (layer !== undefined) layer.replica.isPinned = true;
+    for (const layer of object.layers) layer?.replica.held.pin();
     const missing = this.#missing(object);
     this.prefetch(nodeid, missing.slice(0, BRING_PAGES));
     return missing.length;
@@ -292,55 +305,75 @@ export class RemotePages {
     return missing;
   }
 
-  #demand(layer: RemoteLayer, page: number): Promise<void> {
+  #demand(nodeid: number, layer: RemoteLayer, page: number): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#listen(layer, page, false, {
-        settled: (error) => (error === undefined ? resolve() : reject(error)),
-      });
+      const settled = (error?: LostPageError) => (error === undefined ? resolve() : reject(error));
+      this.#listen(layer, page, { nodeid, isAsked: false, listener: { settled } });
     });
   }
 
-  #listen(layer: RemoteLayer, page: number, isAsked: boolean, listener: PageListener): void {
-    const key = `${layer.replica.id} ${page}`;
-    const known = this.#waits.get(key);
-    if (known !== undefined) {
-      known.listeners.push(listener);
-      return;
-    }
-    const wait: Wait = { replica: layer.replica, listeners: [listener] };
-    this.#waits.set(key, wait);
+  #listen(
+    layer: RemoteLayer,
+    page: number,
+    of: { nodeid: number; isAsked: boolean; listener: PageListener },
+  ): void {
+    const { replica, source } = layer;
+    const { nodeid, isAsked, listener } = of;
+    const key = keyOf(replica, page);
+    const before = this.#waiters.get(key) ?? NOBODY;
+    this.#waiters.set(key, [...before, { nodeid, source, listener }]);
+    if (!before.some((waiter) => waiter.source === source)) this.#ask(layer, page, isAsked);
+  }
+
+  /** Until the source takes it, or nobody waits for the page by that source. */
+  #ask({ replica, source, number }: RemoteLayer, page: number, isAsked: boolean): void {
+    const key = keyOf(replica, page);
+    const isOf = (waiter: Waiter) => waiter.source === source;
     const ask = (client: OriginClient) => {
-      if (this.#waits.get(key) !== wait) return;
-      if (!client.demand(layer.number, page)) setTimeout(ask, DEMAND_AGAIN_MS, client);
+      if (this.#waiters.get(key)?.some(isOf) !== true) return;
+      if (!client.demand(number, page)) setTimeout(ask, DEMAND_AGAIN_MS, client);
     };
-    const { connected, client } = layer.source;
+    const { connected } = source;
     if (connected !== undefined) {
-      if (!isAsked || !connected.demand(layer.number, page, true)) ask(connected);
+      if (!isAsked || !connected.demand(number, page, true)) ask(connected);
       return;
     }
-    client.then(ask, (error: unknown) => {
-      this.#waits.delete(key);
-      tell(wait.listeners, new LostPageError(`the network can't be used: ${String(error)}`));
+    this.#client(source).then(ask, (error: unknown) => {
+      this.#lose(key, isOf, new LostPageError(`the network can't be used: ${String(error)}`));
     });
   }
 
   #source(origin: Origin): Source {
-    let source = this.#sources.get(origin.key);
-    if (source === undefined) {
-      source = { origin, client: this.#connect(origin), connected: undefined };
-      const made = source;
-      made.client.then(
-        (client) => {
-          made.connected = client;
-          for (const object of this.#objects.values()) {
-            if (object.layers.some((layer) => layer?.source === made)) this.#announce(object);
-          }
-        },
-        (error: unknown) => this.#complain(`${origin.host} can't be asked: ${String(error)}`),
-      );
-      this.#sources.set(origin.key, source);
+    const { key, layers } = origin;
+    const known = this.#sources.get(key);
+    if (known !== undefined) {
+      // Of two lists one is the beginning of the other.
+      if (layers.length > known.layers.length) known.layers = layers;
+      return known;
     }
+    const source: Source = { origin, layers, client: undefined, connected: undefined };
+    this.#sources.set(key, source);
+    this.#client(source).catch(() => {}); // said when it was tried
     return source;
+  }
+
+  #client(source: Source): Promise<OriginClient> {
+    source.client ??= this.#connect(source).then(
+      (client) => {
+        source.connected = client;
+        for (const object of this.#objects.values()) {
+          if (object.layers.some((layer) => layer?.source === source)) this.#announce(object);
+        }
+        return client;
+      },
+      (error: unknown) => {
+        // The next that wants it tries again.
+        source.client = undefined;
+        this.#complain(`${source.origin.host} can't be asked: ${String(error)}`);
+        throw error;
+      },
+    );
+    return source.client;
   }
 
   /** Tells other threads where its pages can be asked for, as far as that is known. */
@@ -355,23 +388,28 @@ export class RemotePages {
     if (isAny) this.#askable(served.shared.nodeid, askable);
   }
 
-  async #connect(origin: Origin): Promise<OriginClient> {
+  async #connect(source: Source): Promise<OriginClient> {
+    const { origin } = source;
     const { address, port, group, neighbour } = origin;
     const { originTimeoutMs } = this.#readSettings();
     const key = Buffer.from(origin.key, 'base64');
     const network = await this.#openNetwork();
     return await network.connect(
       { address, port, key, group, neighbour },
-      { sink: this.#sinkOf(origin), lostAfterMs: originTimeoutMs },
+      { sink: this.#sinkOf(source), lostAfterMs: originTimeoutMs },
     );
   }
 
   #openNetwork(): Promise<PageNetwork> {
     const { address } = this.#readSettings();
-    const network =
-      this.#network ?? PageNetwork.open({ localAddress: address, complain: this.#complain });
-    this.#network = network;
-    return network;
+    this.#network ??= PageNetwork.open({
+      localAddress: address,
+      complain: this.#complain,
+    }).catch((error: unknown) => {
+      this.#network = undefined;
+      throw error;
+    });
+    return this.#network;
   }
 
   #readSettings(): z.infer<typeof networkSchema> {
@@ -380,18 +418,26 @@ export class RemotePages {
     return this.#settings;
   }
 
-  #sinkOf(origin: Origin): OriginSink {
-    const replicaOf = (layer: number) => this.replicas.find(origin.layers[layer] ?? '');
+  #sinkOf(source: Source): OriginSink {
+    const { origin } = source;
+    const isOf = (waiter: Waiter) => waiter.source === source;
+    /** What was asked for is of a layer that is known. */
+    const wantedOf = (layer: number, page: number) => {
+      if (source.layers[layer] === undefined) {
+        this.#complain(`${origin.host}: ${origin.snapshot} is not known to have layer ${layer}`);
+      }
+      return this.#replicaOf(source, layer, page);
+    };
     return {
       onPage: (layer, page, bytes, offset, reason) => {
-        const replica = replicaOf(layer);
+        const replica = wantedOf(layer, page);
         if (replica === undefined || replica.held.has(page)) return;
         // A clone that waits for it comes first.
-        const listeners = this.#take(replica, page);
-        for (const listener of listeners) listener.came?.(bytes, offset);
-        const others = listeners.filter(({ came }) => came === undefined);
+        const waiters = this.#take(replica, page);
+        for (const { listener } of waiters) listener.came?.(bytes, offset);
+        const others = waiters.filter(({ listener }) => listener.came === undefined);
         try {
-          replica.put(page, bytes, offset);
+          this.replicas.put(replica, page, bytes, offset);
         } catch (error) {
           const message = `a page of ${origin.snapshot} can't be kept: ${String(error)}`;
           this.#complain(message);
@@ -399,24 +445,29 @@ export class RemotePages {
           return;
         }
         tell(others);
-        this.replicas.note(replica, page);
         this.#came(replica, page, reason);
       },
       onZeroPage: (layer, page, reason) => {
-        const replica = replicaOf(layer);
+        const replica = wantedOf(layer, page);
         if (replica === undefined) return;
         replica.putZero(page);
         tell(this.#take(replica, page));
         this.#came(replica, page, reason);
       },
       onLost: (layer, page, lost) => {
-        const replica = replicaOf(layer);
+        const replica = wantedOf(layer, page);
         if (replica === undefined) return;
-        tell(this.#take(replica, page), new LostPageError(lostWords(origin, lost)));
+        this.#lose(keyOf(replica, page), isOf, new LostPageError(lostWords(origin, lost)));
       },
       // What nobody here wants is as good as here.
-      isHeld: (layer, page) => replicaOf(layer)?.held.has(page) ?? true,
+      isHeld: (layer, page) => this.#replicaOf(source, layer, page)?.held.has(page) ?? true,
     };
+  }
+
+  /** Undefined for what is not used here, and for a page that no replica of it can have. */
+  #replicaOf(source: Source, layer: number, page: number): Replica | undefined {
+    const replica = this.replicas.find(source.layers[layer] ?? '');
+    return replica !== undefined && page < replica.held.pageCount ? replica : undefined;
   }
 
   #came(replica: Replica, page: number, reason: Reason): void {
@@ -426,12 +477,20 @@ export class RemotePages {
   }
 
   /** Who waits for the page, from now on nobody. */
-  #take(replica: Replica, page: number): readonly PageListener[] {
-    const key = `${replica.id} ${page}`;
-    const wait = this.#waits.get(key);
-    if (wait === undefined) return NOBODY;
-    this.#waits.delete(key);
-    return wait.listeners;
+  #take(replica: Replica, page: number): readonly Waiter[] {
+    const key = keyOf(replica, page);
+    const waiters = this.#waiters.get(key) ?? NOBODY;
+    this.#waiters.delete(key);
+    return waiters;
+  }
+
+  /** Some of those who wait for a page will not get it; the others go on. */
+  #lose(key: string, isLost: (waiter: Waiter) => boolean, error: LostPageError): void {
+    const waiters = this.#waiters.get(key) ?? NOBODY;
+    const left = waiters.filter((waiter) => !isLost(waiter));
+    if (left.length > 0) this.#waiters.set(key, left);
+    else this.#waiters.delete(key);
+    tell(waiters.filter(isLost), error);
   }
 
   /** Into the kernel's page cache with them, run by run, for every object that shows them. */
@@ -462,7 +521,7 @@ export class RemotePages {
     for (const [key, source] of this.#sources) {
       if (used.has(source)) continue;
       this.#sources.delete(key);
-      source.client.then(
+      source.client?.then(
         (client) => client.close(),
         () => {},
       );
@@ -476,8 +535,16 @@ function absentLayer({ served, layers }: RemoteObject, page: number): RemoteLaye
   return layer === undefined || layer.replica.held.has(page) ? undefined : layer;
 }
 
-function tell(listeners: readonly PageListener[], error?: LostPageError): void {
-  for (const listener of listeners) listener.settled(error);
+function keyOf(replica: Replica, page: number): string {
+  return `${replica.id} ${page}`;
+}
+
+function tell(waiters: readonly Waiter[], error?: LostPageError): void {
+  for (const { listener } of waiters) listener.settled(error);
+}
+
+function noHostHas({ served }: RemoteObject): LostPageError {
+  return new LostPageError(`no host has the page of ${served.shared.snapshot} any more`);
 }
 
 function lostWords({ host, snapshot }: Origin, lost: LostReason): string {

@@ -7,6 +7,7 @@ import path from 'node:path';
 import type { HeldPages } from '@snowfork/memserver/pages';
 import { PAGE_BYTES } from '@snowfork/memserver/pages';
 import koffi from 'koffi';
+import { errorCode } from './session.js';
 
 const KEEP_SIZE_AND_PUNCH_HOLE = 0x03;
 const fallocate = koffi
@@ -19,8 +20,8 @@ export class Replica {
   readonly id: string;
   readonly held: HeldPages;
   users = 0;
-  /** All of it is to stay: its origin will go. */
-  isPinned = false;
+  /** Of its pages, those that are in the order in which pages leave. */
+  ordered = 0;
   readonly #descriptor: number;
 
   constructor(id: string, file: string, held: HeldPages) {
@@ -62,9 +63,10 @@ export class Replicas {
   readonly #folder: string;
   readonly #pagesMax: () => number;
   readonly #open = new Map<string, Replica>();
-  /** Pages in the order in which they came. */
+  /** Pages in the order in which they came; those of replicas that are closed are passed over. */
   #order: { readonly replica: Replica; readonly page: number }[] = [];
   #oldest = 0;
+  #pages = 0;
   /** Pages that had to go for others. */
   evicted = 0;
 
@@ -75,7 +77,7 @@ export class Replicas {
   }
 
   get pages(): number {
-    return this.#order.length - this.#oldest;
+    return this.#pages;
   }
 
   acquire(id: string, held: HeldPages): Replica {
@@ -84,7 +86,7 @@ export class Replicas {
       replica = new Replica(id, path.join(this.#folder, id), held);
       this.#open.set(id, replica);
       // What a pager before this one kept counts as well; its order is not known any more.
-      for (const page of held.pages()) this.#order.push({ replica, page });
+      for (const page of held.pages()) this.#append(replica, page);
     }
     replica.users += 1;
     return replica;
@@ -94,8 +96,8 @@ export class Replicas {
     replica.users -= 1;
     if (replica.users > 0) return;
     this.#open.delete(replica.id);
-    this.#order = this.#order.slice(this.#oldest).filter((entry) => entry.replica !== replica);
-    this.#oldest = 0;
+    this.#pages -= replica.ordered;
+    this.#tidy();
     replica.close();
   }
 
@@ -103,28 +105,59 @@ export class Replicas {
     return this.#open.get(id);
   }
 
-  /** A page that was put: the oldest go for it when there are too many. */
-  note(replica: Replica, page: number): void {
-    this.#order.push({ replica, page });
-    if (this.pages > this.#pagesMax()) this.#evict();
+  /**
+   * Keeps a page; the oldest go for it when there are too many, or no more room on the tmpfs.
+   * @throws Error of the system: then the page is not here
+   */
+  put(replica: Replica, page: number, bytes: Buffer, offset: number): void {
+    for (;;) {
+      try {
+        replica.put(page, bytes, offset);
+        break;
+      } catch (error) {
+        if (errorCode(error) !== 'ENOSPC' || !this.#evict()) throw error;
+      }
+    }
+    this.note(replica, page);
   }
 
-  #evict(): void {
-    const end = Math.min(this.#oldest + LEAVING_PAGES, this.#order.length - 1);
+  /** A page that was put: the oldest go for it when there are too many. */
+  note(replica: Replica, page: number): void {
+    if (this.pages >= this.#pagesMax()) this.#evict();
+    this.#append(replica, page);
+  }
+
+  #append(replica: Replica, page: number): void {
+    this.#order.push({ replica, page });
+    replica.ordered += 1;
+    this.#pages += 1;
+  }
+
+  /** Lets some of the oldest pages go; `false` when none can. */
+  #evict(): boolean {
     const leaving = new Map<Replica, number[]>();
-    for (; this.#oldest < end; this.#oldest += 1) {
+    let count = 0;
+    for (; count < LEAVING_PAGES && this.#oldest < this.#order.length; this.#oldest += 1) {
       const { replica, page } = this.#order[this.#oldest]!;
-      if (replica.isPinned) continue;
+      if (replica.users === 0) continue;
+      replica.ordered -= 1;
+      this.#pages -= 1;
+      if (replica.held.isPinned) continue;
       const pages = leaving.get(replica) ?? [];
       pages.push(page);
       leaving.set(replica, pages);
+      count += 1;
     }
-    for (const [replica, pages] of leaving) {
-      replica.leave(pages);
-      this.evicted += pages.length;
-    }
-    if (this.#oldest < this.#order.length / 2) return;
-    this.#order = this.#order.slice(this.#oldest);
+    for (const [replica, pages] of leaving) replica.leave(pages);
+    this.evicted += count;
+    this.#tidy();
+    return count > 0;
+  }
+
+  /** When most of the order is of pages that have left: rarely, as it may be long. */
+  #tidy(): void {
+    if (this.#pages > this.#order.length / 2) return;
+    this.#order = this.#order.slice(this.#oldest).filter(({ replica }) => replica.users > 0);
     this.#oldest = 0;
   }
 }

@@ -7,8 +7,10 @@ import { z } from 'zod';
 import { originSchema } from '../store/origins.js';
 import { OBJECTS_MAX, SNAPSHOT_NUMBER_MAX } from './nodes.js';
 
-/** In a snapshot's folder: why a page of it will not come. Written by the pager, for the agent. */
-export const LOST_FILE = 'lost';
+/** In a snapshot's folder: why a page that the process read will not come. By the pager, for the agent. */
+export function lostFile(pid: number): string {
+  return `lost.${pid}`;
+}
 
 /** Names that may become part of a path. */
 const nameSchema = z.string().regex(/^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/);

@@ -31,6 +31,8 @@ interface Living {
 export class KeptProcess {
   readonly #options: KeptProcessOptions;
   #living: Promise<Living>;
+  /** The last that `#living` has come to, until its process has ended. */
+  #now: Living | undefined;
   #stopping = false;
 
   /** `adopted`: one that runs already. @throws SnowforkError SF_INTERNAL when it can't start. */
@@ -69,9 +71,11 @@ export class KeptProcess {
 
   async stop(): Promise<void> {
     this.#stopping = true;
-    const living = await this.#living.catch(() => undefined);
-    living?.client.close();
-    await living?.process.stop();
+    // Also one that is being started.
+    await this.#living.catch(() => {});
+    const now = this.#now;
+    now?.client.close();
+    await now?.process.stop();
   }
 
   async #startOne(isAgain: boolean): Promise<Living> {
@@ -87,18 +91,54 @@ export class KeptProcess {
   }
 
   async #connect(process: ListeningProcess, isAgain: boolean): Promise<Living> {
-    const { peer, socketPath, restore } = this.#options;
-    const timeoutMs = CONNECT_TIMEOUT_MS;
-    const client = await LineClient.connect(socketPath, { ...peer, timeoutMs });
-    if (isAgain) await restore?.(client);
-    void process.exited.then((exit) => this.#ended(process, client, exit));
-    return { process, client };
+    const client = await this.#reach();
+    if (isAgain) await this.#options.restore?.(client);
+    const living = this.#keep({ process, client });
+    void process.exited.then((exit) => this.#ended(process, exit));
+    return living;
   }
 
-  #ended(process: ListeningProcess, client: LineClient, exit: ProcessExit): void {
+  async #reach(): Promise<LineClient> {
+    const { peer, socketPath } = this.#options;
+    return await LineClient.connect(socketPath, { ...peer, timeoutMs: CONNECT_TIMEOUT_MS });
+  }
+
+  #keep(living: Living): Living {
+    this.#now = living;
+    const { lost } = living.client;
+    const again = () => {
+      if (this.#now !== living || this.#stopping) return;
+      this.#living = this.#reachAgain(living.process);
+      this.#living.catch(() => {});
+    };
+    if (lost.aborted) again();
+    else lost.addEventListener('abort', again, { once: true });
+    return living;
+  }
+
+  /** Only the connection was lost, if the process does not turn out to have ended. */
+  async #reachAgain(process: ListeningProcess): Promise<Living> {
+    const { peer, log } = this.#options;
+    for (;;) {
+      await delay(RESTART_DELAY_MS);
+      const client = await this.#reach().catch((err: unknown) => {
+        log.error({ err }, `${peer.peer} can't be reached`);
+      });
+      const isItsOwn = this.#now?.process === process && !this.#stopping;
+      if (client !== undefined && isItsOwn) return this.#keep({ process, client });
+      client?.close();
+      if (this.#stopping) throw new SnowforkError(peer.errorCode, `${peer.peer} is being stopped`);
+      // It has ended: whoever comes after it.
+      if (!isItsOwn) return await this.#living;
+    }
+  }
+
+  #ended(process: ListeningProcess, exit: ProcessExit): void {
     const { peer, journal, log } = this.#options;
     journal.remove(process.pid);
-    client.close();
+    const now = this.#now;
+    this.#now = undefined;
+    now?.client.close();
     if (this.#stopping) return;
     log.error({ exit }, `${peer.peer} died; starting another in its place`);
     this.#living = this.#startAgain();

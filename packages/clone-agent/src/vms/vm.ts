@@ -11,7 +11,7 @@ import { RingFeed } from '../guest/byte-feed.js';
 import type { GuestChannel } from '../guest/channel.js';
 import { withResolvers } from '../guest/exec.js';
 import { type QemuExit, QemuProcess } from '../hypervisor/qemu.js';
-import { LOST_FILE } from '../pager/snapshot-file.js';
+import { lostFile } from '../pager/snapshot-file.js';
 import { type FreezeRecord, hostOf, type Standing, type VmRecord } from '../store/journal.js';
 import { goneSnapshot, type Snapshot } from '../store/snapshots.js';
 
@@ -19,6 +19,8 @@ import { goneSnapshot, type Snapshot } from '../store/snapshots.js';
 const FEED_BYTES_MAX = 256 * 1024;
 /** The same when many others have ended since. */
 const LAST_WORDS_BYTES = 4096;
+
+const DISK_ERROR = 'its disk could not be read';
 
 /** Where a VM comes from, and whose it is. */
 export interface Descent {
@@ -103,7 +105,10 @@ export class Vm {
     }
     base.users.add(id);
     void qemu.exited.then((exit) => {
-      this.finish({ how: 'lost', reason: lostPage(base) ?? describeExit(exit) });
+      this.finish({ how: 'lost', reason: takeLostPage(base, qemu.pid) ?? describeExit(exit) });
+    });
+    qemu.onDiskError(() => {
+      this.finish({ how: 'lost', reason: takeLostPage(base, qemu.pid) ?? DISK_ERROR });
     });
   }
 
@@ -288,10 +293,24 @@ export function whyEnded(end: RawEnd): string {
   return end.how === 'exited' ? 'its program exited' : end.reason;
 }
 
-/** Why a page of the snapshot did not come, when one did not: its VMs can't go on without it. */
-function lostPage({ folder }: Snapshot): string | undefined {
-  const file = path.join(folder, LOST_FILE);
-  return fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : undefined;
+/**
+ * Why a page did not come that a process which runs the snapshot read, when one did not. Taken away:
+ * another process may have its id one day.
+ */
+function takeLostPage({ file, folder }: Snapshot, pid: number): string | undefined {
+  // An object that is unchanged since an older snapshot is read as that one's.
+  const owners = file.objects.map((object) =>
+    'from' in object ? path.join(folder, '..', path.dirname(object.from)) : folder,
+  );
+  let reason: string | undefined;
+  for (const owner of new Set(owners)) {
+    const lost = path.join(owner, lostFile(pid));
+    if (!fs.existsSync(lost)) continue;
+    // Empty where there was no room for it.
+    reason ??= fs.readFileSync(lost, 'utf8') || undefined;
+    fs.rmSync(lost, { force: true });
+  }
+  return reason;
 }
 
 /** A guest that powers off or panics ends its QEMU in order; anything else is QEMU's own end. */

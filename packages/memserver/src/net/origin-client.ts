@@ -19,6 +19,8 @@ import { LINGER_MS } from './linger.js';
 import { ASKED_BYTES, type AskingTerms } from './page-asker.js';
 
 const SENDER_RANDOM_BYTES = 8;
+/** Demands that the receiver would not take yet are tried again. */
+const DEMAND_AGAIN_MS = 1;
 const clock = (): number => performance.now();
 
 /** Takes what came: groups are joined and left for it. */
@@ -177,8 +179,14 @@ export class OriginClient {
     setImmediate(() => {
       if (this.#isClosed) return;
       if (wasAsked) this.#receiver.askAgain();
-      if (reason === 'demand') this.demand(layer, page);
+      if (reason === 'demand') this.#demandSoon(layer, page);
       else this.prefetch(layer, page, 1, { isFirst: true });
     });
+  }
+
+  /** As soon as there is room for it. */
+  #demandSoon(layer: number, page: number): void {
+    if (this.#isClosed || this.demand(layer, page)) return;
+    setTimeout(() => this.#demandSoon(layer, page), DEMAND_AGAIN_MS);
   }
 }

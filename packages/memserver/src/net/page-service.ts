@@ -7,6 +7,7 @@ import type { ServerCounts } from '../counts.js';
 import type { Address } from '../server/known-receivers.js';
 import { PageServer } from '../server/page-server.js';
 import { TokenBucket } from '../server/token-bucket.js';
+import type { WantedPage } from '../server/waiting-pages.js';
 import { type BodySizes, bodySizesFor, datagramBytesFor } from '../wire/geometry.js';
 import { keyIdOf, newSenderId, snapshotKey } from '../wire/sealing.js';
 import { Alarm } from './alarm.js';
@@ -14,7 +15,7 @@ import type { Group } from './group-sockets.js';
 import { type LayerFile, LayerFiles } from './layer-files.js';
 import { mtuOf } from './system-socket.js';
 import { UdpSocket } from './udp-socket.js';
-import { WantedLine, type WantsOf } from './wanted-line.js';
+import { WantedLine } from './wanted-line.js';
 
 const SENDER_RANDOM_BYTES = 8;
 const clock = (): number => performance.now();
@@ -29,7 +30,7 @@ export interface SnapshotToServe {
    * Layers of which not all is here are replicas that the process with this control socket fills:
    * it is told what is asked for and is not here. Without it, such a page is absent.
    */
-  readonly wants?: Omit<WantsOf, 'key'> | undefined;
+  readonly wants?: { readonly socket: string; readonly snapshot: string } | undefined;
 }
 
 interface Served {
@@ -39,7 +40,6 @@ interface Served {
   readonly server: PageServer;
   readonly files: LayerFiles;
   readonly alarm: Alarm;
-  readonly wanted: WantedLine | undefined;
 }
 
 export class PageService {
@@ -47,6 +47,8 @@ export class PageService {
   readonly #link: TokenBucket;
   readonly #bySnapshot = new Map<string, Served>();
   readonly #byKeyId = new Map<number, Served>();
+  /** By control socket. */
+  readonly #lines = new Map<string, WantedLine>();
   /** Something came for them that is not acted on yet. */
   readonly #touched = new Set<Served>();
   /** Have pages that wait to be sent: they must not wait for anything else. */
@@ -119,7 +121,6 @@ export class PageService {
     this.#touched.delete(served);
     this.#sending.delete(served.server);
     served.alarm.stop();
-    served.wanted?.close();
     served.files.close();
     return true;
   }
@@ -148,13 +149,13 @@ export class PageService {
 
   async close(): Promise<void> {
     for (const snapshot of [...this.#bySnapshot.keys()]) this.drop(snapshot);
+    for (const line of this.#lines.values()) line.close();
     await this.#socket.close();
   }
 
   #newServed(of: SnapshotToServe): Served {
     const { group, wants } = of;
     const key = snapshotKey(of.key);
-    const wanted = wants && new WantedLine({ ...wants, key: of.key.toString('base64') });
     const files = new LayerFiles();
     files.set(of.layers);
     const toGroup = group === undefined ? undefined : { host: group.address, port: group.port };
@@ -168,14 +169,23 @@ export class PageService {
       clock,
       bodySizes: this.#bodySizes,
       link: this.#link,
-      wanted: wanted && ((pages) => wanted.tell(pages)),
+      wanted: wants && this.#telling(wants, of.key.toString('base64')),
     });
     const alarm: Alarm = new Alarm({
       clock,
       ring: () => this.#advance({ server, alarm }),
       wait: (ms) => this.#socket.wait(ms),
     });
-    return { keyId: key.id, key: Buffer.from(of.key), group, server, files, alarm, wanted };
+    return { keyId: key.id, key: Buffer.from(of.key), group, server, files, alarm };
+  }
+
+  #telling(
+    { socket, snapshot }: NonNullable<SnapshotToServe['wants']>,
+    key: string,
+  ): (pages: readonly WantedPage[]) => void {
+    const line = this.#lines.get(socket) ?? new WantedLine(socket);
+    this.#lines.set(socket, line);
+    return (pages) => line.tell({ snapshot, key }, pages);
   }
 
   #advance({ server, alarm }: Pick<Served, 'server' | 'alarm'>): void {

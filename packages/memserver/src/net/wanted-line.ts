@@ -1,6 +1,6 @@
-// Tells the process that fetches pages of a replica what this host's neighbours want of it, by that
+// Tells the process that fetches pages of replicas what this host's neighbours want of them, by that
 // process's control socket. What can't be told is not kept: who waits asks again, and it is told
-// again. One for each replica that is served; `page-service.ts` has them.
+// again. One for all replicas that the process fills: it takes few connections. `page-service.ts` has it.
 
 import net from 'node:net';
 import type { WantedPage } from '../server/waiting-pages.js';
@@ -9,10 +9,8 @@ import { URGENCY } from '../wire/datagrams.js';
 /** Of lines that the other process has not read: then it has enough to do. */
 const UNREAD_BYTES_MAX = 256 * 1024;
 
-export interface WantsOf {
-  /** The control socket: of a process that knows the command `want`. */
-  readonly socket: string;
-  /** Its name of the snapshot. */
+export interface WantedOf {
+  /** The other process's name of the snapshot. */
   readonly snapshot: string;
   /** The snapshot's key, in base64: by it the other process knows whom to ask. */
   readonly key: string;
@@ -22,18 +20,18 @@ export interface WantsOf {
 export type Run = [number, number];
 
 export class WantedLine {
-  readonly #of: WantsOf;
+  readonly #path: string;
   #socket: net.Socket | undefined;
 
-  constructor(of: WantsOf) {
-    this.#of = of;
+  /** `path`: the control socket of a process that knows the command `want`. */
+  constructor(path: string) {
+    this.#path = path;
   }
 
   /** Never throws. */
-  tell(pages: readonly WantedPage[]): void {
+  tell({ snapshot, key }: WantedOf, pages: readonly WantedPage[]): void {
     const socket = this.#connected();
     if (socket.writableLength > UNREAD_BYTES_MAX) return;
-    const { snapshot, key } = this.#of;
     const layers = new Set(pages.map(({ layer }) => layer));
     for (const layer of layers) {
       const of = pages.filter((page) => page.layer === layer);
@@ -51,7 +49,7 @@ export class WantedLine {
 
   #connected(): net.Socket {
     if (this.#socket !== undefined) return this.#socket;
-    const socket = net.connect(this.#of.socket);
+    const socket = net.connect(this.#path);
     const forget = () => {
       socket.destroy();
       if (this.#socket === socket) this.#socket = undefined;

@@ -6,12 +6,18 @@ import { aheadOf, NO_SEQUENCE } from '../wire/sequence.js';
 
 export class ChannelWatch {
   highest = NO_SEQUENCE;
+  /** The greatest of its sender's counters of datagrams. */
+  #counter = 0;
   #reportedHighest = NO_SEQUENCE;
   #received = 0;
   #bytes = 0;
   #largest = 0;
 
-  came(sequence: number, bytes: number): void {
+  came(sequence: number, counter: number, bytes: number): void {
+    // Sent later, under a lower number: a server that had not heard this host for long counts anew.
+    const isAnew = counter > this.#counter && aheadOf(sequence, this.highest) <= 0;
+    if (isAnew && this.highest !== NO_SEQUENCE) this.reset();
+    this.#counter = Math.max(this.#counter, counter);
     if (this.highest === NO_SEQUENCE) this.#reportedHighest = (sequence - 1) >>> 0;
     if (this.highest === NO_SEQUENCE || aheadOf(sequence, this.highest) > 0)
       this.highest = sequence;
@@ -45,6 +51,7 @@ export class ChannelWatch {
   /** Another server, or back in the group: what was missed is no loss. */
   reset(): void {
     this.highest = NO_SEQUENCE;
+    this.#counter = 0;
     this.takeReport();
   }
 }

@@ -30,6 +30,7 @@ import {
   DATAGRAM,
   type DatagramKind,
   HEADER_BYTES,
+  type Opened,
   Opener,
   Sealer,
   type SnapshotKey,
@@ -272,7 +273,7 @@ export class PageReceiver {
       this.counts.dropped[opened]++;
       return false;
     }
-    const { kind, senderId, body } = opened;
+    const { kind, body } = opened;
     const pages = kind === DATAGRAM.pages ? decodePages(body) : undefined;
     const piece = kind === DATAGRAM.piece ? decodePiece(body) : undefined;
     const head = pages ?? piece;
@@ -286,7 +287,7 @@ export class PageReceiver {
       return false;
     }
     const nowMs = this.#options.clock();
-    this.#noteHead(head, senderId, datagram.length, nowMs);
+    this.#noteHead(head, opened, datagram.length, nowMs);
     if (pages !== undefined) this.#takePages(pages, nowMs);
     if (piece !== undefined) this.#takePiece(piece, nowMs);
     return true;
@@ -317,7 +318,8 @@ export class PageReceiver {
 
   // ---- what came
 
-  #noteHead(head: PagesHead, senderId: number, bytes: number, nowMs: number): void {
+  #noteHead(head: PagesHead, from: Opened, bytes: number, nowMs: number): void {
+    const { senderId, counter } = from;
     if (senderId !== this.#serverId) {
       this.#serverId = senderId;
       this.#group.reset();
@@ -325,7 +327,7 @@ export class PageReceiver {
     }
     this.#receiversLog2 = head.receiversLog2;
     const isGroup = head.channel === CHANNEL.group;
-    (isGroup ? this.#group : this.#unicast).came(head.sequence, bytes);
+    (isGroup ? this.#group : this.#unicast).came(head.sequence, counter, bytes);
     const { received } = this.counts;
     countDatagram(isGroup ? received.group : received.unicast, bytes);
     this.#heardMs = nowMs;

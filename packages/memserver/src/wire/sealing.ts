@@ -50,6 +50,8 @@ export type DropReason = (typeof DROP_REASONS)[number];
 export interface Opened {
   readonly kind: DatagramKind;
   readonly senderId: number;
+  /** Of the sender's datagrams, by whatever way they went: those that it sealed later have greater ones. */
+  readonly counter: number;
   /** Until the next datagram is opened, by whomever. */
   readonly body: Buffer;
 }
@@ -213,7 +215,7 @@ export class Opener {
     const sender = known ?? this.#newSender(senderId, key);
     sender.window.take(counter);
     sender.heardAt = ++this.#opened;
-    return { kind, senderId, body };
+    return { kind, senderId, counter, body };
   }
 
   #unseal(datagram: Buffer, key: Buffer, counter: number): Buffer | undefined {
