@@ -10,7 +10,7 @@ import { describeVms, endAll } from '../fixtures/guests.js';
 import { testHost, testState } from '../support/test-host.js';
 
 /** For each piece, as enough for a busy machine. */
-const PATIENCE_S = '20';
+const PATIENCE_S = '10';
 const program = path.resolve(import.meta.dirname, '../../examples/dist/03-sandbox/main.js');
 
 describeVms('the example of a sandbox', () => {
