@@ -30,12 +30,12 @@ const makeData = (mib: number) =>
   `dd if=/dev/urandom of=/dev/shm/data bs=1M count=${mib} 2>/dev/null`;
 const MAKE_DATA = makeData(DATA_MIB);
 const HASH = 'md5sum < /dev/shm/data';
-/** A page here and one there, so that none is pushed for its neighbours' sake. */
-const touchesOf = (mib: number) => (mib * 256) / 8;
-const touch = (count: number) => `perl -e 'open F, "<:unix", "/dev/shm/data"; for (1..${count}) {
-  sysseek F, ($_ * 61 % ${count}) * 8 * 4096, 0; $n += sysread F, $b, 1 } print $n'`;
-const TOUCHES = touchesOf(DATA_MIB);
-const TOUCH = touch(TOUCHES);
+/** Many more pages than what others of its family have touched, and a clone may not touch. */
+const MAKE_MUCH = makeData(MUCH_MIB);
+/** A page here and one there of that, so that none is pushed for its neighbours' sake. */
+const TOUCHES = (MUCH_MIB * 256) / 8;
+const TOUCH = `perl -e 'open F, "<:unix", "/dev/shm/data"; for (1..${TOUCHES}) {
+  sysseek F, ($_ * 61 % ${TOUCHES}) * 8 * 4096, 0; $n += sysread F, $b, 1 } print $n'`;
 const DATA_PAGES = DATA_MIB * 256;
 const MEMORY_SERVER = 'memserver/dist/main.js';
 const PAGER = 'pager/main.js';
@@ -269,7 +269,7 @@ describeVms('a cluster of three hosts', () => {
   it('fetches first what clones on another host have touched first', async () => {
     // Nothing of it is on other hosts yet.
     const untouched = await alpha.sf.launch('minimal', { hosts: ['alpha'] });
-    await sh(untouched, MAKE_DATA);
+    await sh(untouched, MAKE_MUCH);
     const { snapshot } = await untouched.checkpoint();
     // Of earlier snapshots of the family, of which none has read the data.
     const { firstTouches: inherited } = await memoryOn(alpha, snapshot);
@@ -304,34 +304,31 @@ describeVms('a cluster of three hosts', () => {
 
   it('tells what clones touched first also when their agent dies before it has', async () => {
     const parent = await alpha.sf.launch('minimal', { hosts: ['alpha'] });
-    // Many more than what others of its family have touched, and this one may not touch.
-    await sh(parent, makeData(MUCH_MIB));
-    const touches = touchesOf(MUCH_MIB);
+    await sh(parent, MAKE_MUCH);
     const fork = await parent.fork(1, { hosts: ['beta'] });
     const [clone] = clonesOf(fork);
     const known = async () => (await memoryOn(alpha, fork.snapshot)).firstTouches;
     const before = await known();
-    expect(await sh(clone!, touch(touches))).toBe(`${touches}`);
+    expect(await sh(clone!, TOUCH)).toBe(`${TOUCHES}`);
     beta.agent.kill('SIGKILL');
     await cluster.startAgain(beta);
     await eventually(async () => expect(await beta.sf.hosts()).toHaveLength(3));
     await (await beta.sf.vm(clone!.id)).kill();
-    await eventually(async () => expect(await known()).toBeGreaterThan(before + touches / 4));
+    await eventually(async () => expect(await known()).toBeGreaterThan(before + TOUCHES / 4));
   });
 
   it('forgets what older clones touched when a clone does without', async () => {
     const parent = await alpha.sf.launch('minimal', { hosts: ['alpha'] });
-    await sh(parent, makeData(MUCH_MIB));
-    const touches = touchesOf(MUCH_MIB);
+    await sh(parent, MAKE_MUCH);
     const [near] = clonesOf(await parent.fork(1, { hosts: ['alpha'] }));
-    expect(await sh(near!, touch(touches))).toBe(`${touches}`);
+    expect(await sh(near!, TOUCH)).toBe(`${TOUCHES}`);
     const fork = await parent.fork(1, { hosts: ['beta'] });
     const [far] = clonesOf(fork);
     const known = async () => (await memoryOn(alpha, fork.snapshot)).firstTouches;
     const inherited = await known();
     expect(await sh(far!, 'echo here')).toBe('here');
     await far!.kill();
-    await eventually(async () => expect(await known()).toBeLessThan(inherited - touches / 2));
+    await eventually(async () => expect(await known()).toBeLessThan(inherited - TOUCHES / 4));
   });
 
   it('has in the memory of its clones what came for those of another host', async () => {
