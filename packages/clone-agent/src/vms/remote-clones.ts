@@ -88,8 +88,8 @@ export class RemoteClones {
   readonly #trees: NeighbourTrees;
   /** Snapshots of other hosts of which this one needs pages, as `host snapshot`. */
   #needed = new Set<string>();
-  /** Tickets whose clones other hosts are starting. */
-  readonly #starting = new Set<Ticket>();
+  /** As `host ticket`: clones that the host is starting, of which its answer will say all. */
+  readonly #starting = new Set<string>();
   /** Of other hosts, as `host ticket`; the oldest first. */
   readonly #killedEarly = new Set<string>();
 
@@ -151,10 +151,11 @@ export class RemoteClones {
     ticket: Ticket,
     of: { descent: Descent; standing: Standing; signal: AbortSignal },
   ): Promise<StartedClone[]> {
-    this.#starting.add(ticket);
     const described = this.#describe(snapshot, [...ticket.slotsElsewhere.keys()]);
     const parts = [...ticket.slotsElsewhere].map(async ([host, slots]) => {
       const cloneIds = slots.map(({ cloneId }) => cloneId);
+      const starting = `${host} ${ticket.id}`;
+      this.#starting.add(starting);
       try {
         const descriptor = (await described)(host);
         return await this.#startOn(host, descriptor, ticket, { ...of, cloneIds });
@@ -164,10 +165,11 @@ export class RemoteClones {
         void this.#settleLoans(host);
         const error = SnowforkError.from(cause, 'SF_CLONE_FAILED');
         return cloneIds.map((cloneId) => ({ status: 'rejected' as const, cloneId, error }));
+      } finally {
+        this.#starting.delete(starting);
       }
     });
     const clones = (await Promise.all(parts)).flat();
-    this.#starting.delete(ticket);
     for (const clone of clones) {
       if (clone.status === 'fulfilled') ticket.attach(clone.cloneId, clone.vm.id);
       else {
@@ -279,8 +281,8 @@ export class RemoteClones {
    */
   hostStarted(host: string): void {
     for (const ticket of this.#context.tickets.all()) {
-      const isAnswered = this.#starting.has(ticket);
-      if (ticket.home !== undefined || !ticket.used || isAnswered) continue;
+      const isStarting = this.#starting.has(`${host} ${ticket.id}`);
+      if (ticket.home !== undefined || !ticket.used || isStarting) continue;
       const slots = ticket.slotsElsewhere.get(host) ?? [];
       if (slots.some(({ status }) => status === 'running')) void this.#askFor(ticket, host);
     }
